@@ -1,0 +1,78 @@
+# `make` alone lists what there is. PYTHON names the interpreter that .venv is made from.
+PYTHON ?= python3
+UPGRADE ?=
+DETECTRON2 := sal-detectron2==0.7.2
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(VENV) $(BIN)/uv
+INSTALLED := $(VENV)/.installed
+
+# What tests start must neither fight over the cores nor write an access token into the user's home.
+unit slow bench-paste: export OMP_NUM_THREADS = 1
+unit slow: export RAY_AUTH_MODE = disabled
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types contracts unit slow bench-paste format lock clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: $(INSTALLED)  ## make .venv from the lock files; does nothing where nothing changed
+
+demo: $(INSTALLED)  ## label drawn scenes on a local Ray and say where to look
+	$(BIN)/python -m jobs.demo
+
+test: lint types contracts unit  ## all checks: lint, types, import contracts, tests
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED)  ## mypy
+	$(BIN)/mypy
+
+contracts: $(INSTALLED)  ## import-linter
+	$(BIN)/lint-imports
+
+unit: $(INSTALLED)  ## pytest, without the tests marked slow or gpu
+	$(BIN)/pytest -n 2 --dist loadfile
+
+slow: $(INSTALLED)  ## pytest, the tests marked slow
+	$(BIN)/pytest -m "slow and not gpu"
+
+bench-paste: $(INSTALLED)  ## time paste_rle against detectron2 with pycocotools
+	$(BIN)/python tests/patchdct/bench_paste.py
+
+format: $(INSTALLED)  ## let ruff mend and format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+COMPILE = $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url \
+	--custom-compile-command "make lock" $(UPGRADE)
+
+lock: $(BIN)/uv  ## write the lock files anew from pyproject.toml; UPGRADE=--upgrade for the newest versions
+	$(COMPILE) --python-version 3.11 pyproject.toml -o requirements.lock
+	$(COMPILE) --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --python-version 3.11 --group bootstrap -c requirements.lock -o requirements-bootstrap.lock
+	echo "$(DETECTRON2)" | $(COMPILE) --python-version 3.10 --no-deps - -o requirements-detectron2.lock
+
+clean:  ## remove .venv, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find jobs patchdct pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv: requirements-bootstrap.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11: name a newer one, as in make install PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bootstrap.lock
+	@touch $@
+
+# Three packages come as sources, pure Python: they are built with the locked setuptools, not in a fresh environment.
+# The detectron2 wheel is tagged for Python 3.10. Its Python files run on later ones; its compiled operators, which
+# this project does not use, stay out. A detectron2 that is there already, such as one built from source, is kept.
+$(INSTALLED): $(BIN)/uv requirements-dev.lock requirements-detectron2.lock pyproject.toml
+	$(UV) pip install --quiet --no-build-isolation --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -I -c 'import detectron2' 2>/dev/null || \
+		$(UV) pip install --quiet --no-deps --python-version 3.10 --require-hashes -r requirements-detectron2.lock
+	$(UV) pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
