@@ -1,0 +1,41 @@
+"""What the commands share: `--config FILE --set key=value`, log lines, and exit codes instead of tracebacks."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import LabelingError, UserError
+
+DONE, UNFINISHED, REFUSED = 0, 1, 2
+
+
+def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple[str, str]) -> argparse.Namespace:
+    """Parse the options of `python -m NAME`. `extra` adds (option, help) pairs that take a value."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file; see configs/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="override a key of the config, as often as needed"
+    )
+    for option, text in extra:
+        parser.add_argument(option, help=text, metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) -> int:
+    """Run `work` with plain log lines; an error of ours becomes one sentence and an exit status.
+
+    `refused` are further exceptions that speak of the user's input.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    ours: tuple[type[Exception], ...] = (LabelingError, *refused)
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return UNFINISHED
+    except ours as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNFINISHED if isinstance(error, LabelingError) and not isinstance(error, UserError) else REFUSED

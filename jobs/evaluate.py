@@ -1,0 +1,89 @@
+"""Measure masks against a ground truth: `python -m jobs.evaluate --config FILE [--set key=value]...`.
+
+Predictions are a labeling run, whose image keys are matched to the truth's file names, or a COCO results json. Figures go to
+standard output as one JSON line, and with `output` set to `report.json` there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jobs import command
+from patchdct import evaluate
+from pipeline import ledger, runs, sinks
+from pipeline.config import EvaluateConfig, load
+from pipeline.errors import NotFoundError, UserError
+from pipeline.store import Store, join
+
+log = logging.getLogger("jobs.evaluate")
+
+
+def run(config: EvaluateConfig, store: Store) -> dict[str, Any]:
+    """Evaluate, write the report where one is wanted, and return it.
+
+    Raises:
+        UserError: predictions or truth that cannot be read, or do not fit each other.
+    """
+    truth = _json(config.truth.annotations, store, "truth.annotations", "a COCO json")
+    if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= truth.keys():
+        raise UserError(f"truth.annotations: {config.truth.annotations} is no COCO json with images, annotations, categories")
+    if store.exists(join(config.predictions, "manifest.json")):
+        results, image_ids = _results_of_run(config.predictions, truth, store)
+    else:
+        found = _json(config.predictions, store, "predictions", "a labeling run or a COCO results json")
+        if not isinstance(found, list):
+            raise UserError(f"predictions: {config.predictions} is no COCO results json, which is a list")
+        results, image_ids = found, None
+    report = evaluate.evaluate(
+        truth, results, metrics=config.metrics, max_detections=config.max_detections, image_ids=image_ids
+    )
+    if config.output is not None:
+        place = join(config.output, "report.json")
+        store.put(place, json.dumps(report, indent=2).encode() + b"\n")
+        log.info("wrote %s", place)
+    return report
+
+
+def _results_of_run(uri: str, truth: dict[str, Any], store: Store) -> tuple[list[dict[str, Any]], list[int]]:
+    """The masks of a run as COCO results, and the truth's ids of the images that it labelled."""
+    keys: list[str] = []
+    by_key: list[dict[str, Any]] = []
+    for row in runs.read_rows(store, uri):
+        keys.append(row.key)
+        by_key += [{**annotation, "image_id": row.key} for annotation in sinks.annotations_of(row)]
+    if not keys:
+        raise UserError(f"predictions: {uri} has no committed shard yet")
+    left = len(ledger.pending(ledger.read_manifest(store, uri), ledger.committed_ids(store, uri)))
+    if left:
+        log.warning("%s: %d shards are not committed; their images are not evaluated", uri, left)
+    ids = evaluate.match_keys(truth, keys)
+    return [{**annotation, "image_id": ids[annotation["image_id"]]} for annotation in by_key], sorted(ids.values())
+
+
+def _json(uri: str, store: Store, key: str, what: str) -> Any:
+    try:
+        return json.loads(store.get(uri))
+    except NotFoundError as error:
+        raise UserError(f"{key}: {uri} is not there; give {what}") from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{key}: {uri} is no JSON ({error}); give {what}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0 when measured, 2 when the input was refused."""
+    options = command.parse("jobs.evaluate", "Measure masks against a ground truth.", argv)
+
+    def work() -> int:
+        report = run(load(EvaluateConfig, options.config, options.set), Store())
+        print(json.dumps(report))
+        return command.DONE
+
+    return command.guarded(work, (ValueError,))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

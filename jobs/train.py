@@ -1,0 +1,111 @@
+"""Fit a PatchDCT model on COCO annotations: `python -m jobs.train --config FILE [--set key=value]...`.
+
+Runs on this machine; the model, the losses, the schedule and the checkpoint are those of `patchdct.train`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from jobs import command
+from patchdct import build, checkpoint, data, train
+from patchdct.config import load_config
+from patchdct.errors import DataError, ModelError
+from pipeline import __version__
+from pipeline.config import TrainConfig, load
+
+log = logging.getLogger("jobs.train")
+
+
+def run(config: TrainConfig) -> Path:
+    """Train, write checkpoints as `run.checkpoint_every` says, and return the path of the last.
+
+    Raises:
+        ValueError: data, model config or weights that cannot be used, in one sentence.
+        patchdct.train.DivergedError: the loss is not finite.
+    """
+    out = Path(config.run.storage) / config.run.name / "model.pth"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    torch.set_flush_denormal(True)  # vanishing gradients would slow a CPU's RoIAlign by orders of magnitude
+    torch.manual_seed(config.run.seed)
+    truth = data.read_coco(Path(config.data.train.annotations), Path(config.data.train.images))
+    cfg = load_config(config.model.config, (*config.model.overrides, "MODEL.ROI_HEADS.NUM_CLASSES", str(len(truth.categories))))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = Path(config.model.weights) if config.model.weights else None
+    model = build.build_model(cfg, device=device, weights=weights, strict=False)[0].to(memory_format=torch.channels_last)
+    samples = data.TrainingSet(truth, cfg, seed=config.run.seed)
+    batches = data.loader(samples, batch_size=config.schedule.batch_size, seed=config.run.seed)
+    steps = config.schedule.steps
+    schedule = train.Schedule(
+        steps=steps,
+        lr=config.schedule.lr,
+        warmup=config.schedule.warmup,
+        weight_decay=config.schedule.weight_decay,
+        clip=config.schedule.clip,
+        ema=config.schedule.ema,
+        precision=config.schedule.precision,
+    )
+    log.info("%d images, %d classes, %d steps on %s", len(samples), len(truth.categories), steps, device)
+    start = time.monotonic()
+    recent: deque[train.Progress] = deque(maxlen=20)
+    for progress, state in train.fit(model, batches, schedule):
+        recent.append(progress)
+        done = progress.step + 1
+        if done % 20 == 0 or done == steps:
+            log.info(_line(recent, steps))
+        if done % config.run.checkpoint_every == 0 or done == steps:
+            provenance = {
+                "version": __version__,
+                "steps": done,
+                "of": steps,
+                "seconds": round(time.monotonic() - start),
+                "annotations": config.data.train.annotations,
+            }
+            checkpoint.save_checkpoint(
+                out,
+                state,
+                categories=truth.categories,
+                config_text=cfg.dump(),
+                provenance=provenance,
+                half=config.run.half,
+            )
+    return out
+
+
+def _line(recent: Sequence[train.Progress], steps: int) -> str:
+    """The last steps in one line: mean losses, rate, speed, time left."""
+    last = recent[-1]
+    losses = {name: sum(p.losses[name] for p in recent) / len(recent) for name in last.losses}
+    seconds = sum(p.seconds for p in recent) / len(recent)
+    waited = sum(p.data_seconds for p in recent) / len(recent)
+    parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+    left = (steps - last.step - 1) * seconds / 60
+    return f"step {last.step + 1}/{steps}  {parts}  lr {last.lr:.2e}  {seconds:.2f} s/step (data {waited:.2f})  {left:.0f} min left"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0 when done, 1 when training failed, 2 when the input was refused."""
+    options = command.parse("jobs.train", "Fit a PatchDCT model on COCO annotations.", argv)
+
+    def work() -> int:
+        try:
+            log.info("wrote %s", run(load(TrainConfig, options.config, options.set)))
+        except train.DivergedError as error:
+            log.error("%s; the last checkpoint is kept", error)
+            return 1
+        return 0
+
+    return command.guarded(work, (ModelError, DataError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

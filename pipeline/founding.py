@@ -1,0 +1,114 @@
+"""Opening a run: planned and founded where there is none, checked and taken up again where there is one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pipeline import __version__, ledger
+from pipeline.config import LabelConfig
+from pipeline.errors import UserError
+from pipeline.plan import plan
+from pipeline.records import SCHEMA_VERSION, LabelerInfo, Manifest
+from pipeline.store import Store, absolute, join, redact, scheme
+
+log = logging.getLogger("pipeline.run")
+
+
+def located(config: LabelConfig, *, in_ray_job: bool = False) -> LabelConfig:
+    """The config with absolute URIs of input and output, so that they mean the same to every process.
+
+    Raises:
+        UserError: a relative path for the output of a Ray job, whose working directory is removed after it.
+    """
+    output = config.output.uri
+    if in_ray_job and not scheme(output) and not os.path.isabs(output):  # noqa: PTH117 a URI, not a Path
+        raise UserError(
+            f"output.uri is {output!r}, which in a Ray job would lie in a folder that is removed with the job; give an "
+            "absolute path or a URI such as s3://bucket/prefix"
+        )
+    return replace(
+        config,
+        input=replace(
+            config.input,
+            uri=tuple(absolute(uri) for uri in config.input.uris),
+            images=absolute(config.input.images) if config.input.images else None,
+        ),
+        output=replace(config.output, uri=absolute(output)),
+    )
+
+
+def open_run(config: LabelConfig, store: Store) -> tuple[Manifest, bool]:
+    """The run at `config.output.uri`, and whether it was there already.
+
+    A new one is planned: its listings are written (they are named by their content, so that no attempt harms another), its
+    manifest not yet, since that also says which labeler it is for; see `found`.
+
+    Raises:
+        UserError: the input is refused, or the run there was made with another config.
+    """
+    uri = config.output.uri
+    if store.exists(join(uri, "manifest.json")):
+        manifest = ledger.read_manifest(store, uri)
+        _agree(config, ledger.differences(manifest.config, config.labels_depend_on()))
+        return manifest, True
+    shards = []
+    for planned in plan(
+        config.input.uris,
+        format=config.input.format,
+        images_per_shard=config.input.images_per_shard,
+        store=store,
+        images_root=config.input.images,
+        image_column=config.input.image_column,
+        key_column=config.input.key_column,
+    ):
+        if planned.listing is not None:
+            store.put(join(uri, planned.shard.uri), planned.listing)
+        shards.append(planned.shard)
+    manifest = Manifest(
+        run_id=uuid.uuid4().hex[:12],
+        schema_version=SCHEMA_VERSION,
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config.labels_depend_on(),
+        fingerprint="",
+        categories=(),
+        shards=tuple(shards),
+    )
+    return manifest, False
+
+
+def found(config: LabelConfig, manifest: Manifest, labeler: LabelerInfo, store: Store) -> Manifest:
+    """Write the manifest of a new run, now that its labeler is known.
+
+    Raises:
+        UserError: another driver founded a run there in the meantime.
+    """
+    manifest = replace(manifest, fingerprint=labeler.fingerprint, categories=labeler.categories)
+    if not ledger.write_manifest(store, config.output.uri, manifest):
+        raise UserError(f"{redact(config.output.uri)}: another driver has just founded a run there; run again to join it")
+    return manifest
+
+
+def check_labeler(config: LabelConfig, manifest: Manifest, labeler: LabelerInfo) -> None:
+    """Make sure that a run goes on with the labeler that it was founded with.
+
+    Raises:
+        UserError: the labeler is another one.
+    """
+    if manifest.fingerprint != labeler.fingerprint:
+        _agree(config, [f"labeler fingerprint: {manifest.fingerprint} -> {labeler.fingerprint}"])
+
+
+def _agree(config: LabelConfig, differences: list[str]) -> None:
+    if not differences:
+        return
+    what = f"{redact(config.output.uri)} holds a run that was made differently ({'; '.join(differences)})"
+    if not config.run.accept_changes:
+        raise UserError(
+            f"{what}; give another output.uri, or go on with it by --set run.accept_changes=true, which mixes both in one run"
+        )
+    log.warning("%s; going on all the same, as run.accept_changes says", what)

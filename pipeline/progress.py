@@ -1,0 +1,70 @@
+"""A run as somebody at a terminal or in front of a log sees it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pipeline.driver import Outcome, Snapshot
+
+log = logging.getLogger("pipeline.run")
+
+LOG_EVERY_S = 30.0
+
+
+def line(now: Snapshot) -> str:
+    """Where a run stands, in a line; the rate counts what this driver has seen, the time left follows from it."""
+    parts = [f"{now.done}/{now.shards} shards"]
+    if now.failed:
+        parts.append(f"{now.failed} set aside")
+    parts.append(f"{now.images} images")
+    if now.quarantined:
+        parts.append(f"{now.quarantined} quarantined")
+    parts += [f"{now.instances} masks", f"{now.images / now.seconds:.1f} images/s" if now.seconds else "", _workers(now)]
+    return ", ".join(part for part in parts if part)
+
+
+def _workers(now: Snapshot) -> str:
+    return f"{now.workers} worker{'' if now.workers == 1 else 's'}"
+
+
+@contextmanager
+def reporter() -> Iterator[Callable[[Snapshot], None]]:
+    """A function to report to: a bar on a terminal, a line every half minute in a log."""
+    if sys.stderr.isatty():
+        bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+        with bar:
+            task = bar.add_task("starting")
+            yield lambda now: bar.update(task, total=now.shards, completed=now.done, description=line(now))
+        return
+    last = time.monotonic()
+
+    def to_log(now: Snapshot) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_EVERY_S:
+            last = time.monotonic()
+            log.info(line(now))
+
+    yield to_log
+
+
+def summary(outcome: Outcome) -> str:
+    """The end of a run for a person: what was done, what was not and why, and what to do next."""
+    now = outcome.snapshot
+    lines = [
+        f"{now.done} of {now.shards} shards are committed at {outcome.uri}",
+        f"this time: {now.images} images = {now.labelled} labelled + {now.empty} empty + {now.quarantined} quarantined, "
+        f"{now.instances} masks, in {now.seconds:.0f} s",
+    ]
+    lines += [f"set aside after {f.attempts} attempt{'s' * (f.attempts > 1)}: {f.uri}: {f.error}" for f in outcome.failures]
+    if outcome.interrupted:
+        lines.append(f"stopped by {outcome.interrupted}; run the same command again to go on")
+    elif not outcome.complete:
+        lines.append("run the same command again to try what was set aside")
+    return "\n".join(lines)
