@@ -17,7 +17,11 @@ def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file; see configs/")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help="override a key of the config, as often as needed"
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="override a key of the config, as often as needed",
     )
     for option, text in extra:
         parser.add_argument(option, help=text, metavar="FILE")
@@ -29,7 +33,9 @@ def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) 
 
     `refused` are further exceptions that speak of the user's input.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for ours_only in ("jobs", "pipeline", "patchdct"):  # the libraries' own INFO lines are of no use to a user
+        logging.getLogger(ours_only).setLevel(logging.INFO)
     ours: tuple[type[Exception], ...] = (LabelingError, *refused)
     try:
         return work()

@@ -1,7 +1,7 @@
 """The whole way on drawn scenes, in a few minutes on a laptop: `make demo`, or `python -m jobs.demo`.
 
-Draws scenes with exact masks into tar shards, labels them on a local Ray with the shipped checkpoint, verifies the run, measures
-it against the truth and lays out a contact sheet. Everything is in `build/demo`, which is made anew.
+Draws scenes with exact masks into tar shards, labels them on a local Ray with the shipped checkpoint, verifies the run,
+measures it against the truth and lays out a contact sheet. Everything is in `build/demo`, which is made anew.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def _sheet(path: Path) -> None:
     rows = sorted(islice(runs.read_rows(store, run), PER_SHARD), key=lambda row: row.key)[:SHOWN]
     tiles = [
         overlay.draw_labels(
-            np.asarray(Image.open(FOLDER / "scenes/images" / row.key)), row.instances.above(SHOWN_SCORE), categories, scale=2
+            np.asarray(Image.open(FOLDER / "scenes/images" / row.key)),
+            row.instances.above(SHOWN_SCORE),
+            categories,
+            scale=2,
         )
         for row in rows
     ]
@@ -68,14 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_do("python", "pipeline.cli", "verify", str(FOLDER / "run")), end="")
     report = json.loads(_do("python", "jobs.evaluate", "--config", "configs/evaluate/demo.yaml"))
     _sheet(FOLDER / "contact_sheet.png")
-    mask, edge = report["mask"], report["boundary"]
-    print(
-        f"\nLabelled {IMAGES} drawn scenes with a PatchDCT model of 5.5 M parameters in {time.monotonic() - start:.0f} s, all told.\n"
-        f"Against the exact truth: mask AP {mask['AP']:.3f} (AP50 {mask['AP50']:.3f}), boundary AP {edge['AP']:.3f}.\n"
-        f"Look at {FOLDER}/contact_sheet.png: the masks of {SHOWN} images, score {SHOWN_SCORE} and up.\n"
-        f"The run is at {FOLDER}/run: Parquet in labels/, COCO in coco/; `.venv/bin/patchlabel status {FOLDER}/run` counts it.\n"
-        f"All figures, by class and size too: {FOLDER}/report/report.json."
-    )
+    seconds, mask, edge = time.monotonic() - start, report["mask"], report["boundary"]
+    print()
+    print(f"Labelled {IMAGES} drawn scenes with a PatchDCT model of 5.5 M parameters in {seconds:.0f} s, all told.")
+    print(f"Exact truth: mask AP {mask['AP']:.3f} (AP50 {mask['AP50']:.3f}), boundary AP {edge['AP']:.3f}.")
+    print(f"Look at {FOLDER}/contact_sheet.png: the masks of {SHOWN} images, score {SHOWN_SCORE} and up.")
+    print(f"The run: {FOLDER}/run, Parquet in labels/, COCO in coco/; `.venv/bin/patchlabel status {FOLDER}/run`.")
+    print(f"All figures, by class and size too: {FOLDER}/report/report.json.")
     return command.DONE
 
 

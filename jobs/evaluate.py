@@ -1,7 +1,7 @@
 """Measure masks against a ground truth: `python -m jobs.evaluate --config FILE [--set key=value]...`.
 
-Predictions are a labeling run, whose image keys are matched to the truth's file names, or a COCO results json. Figures go to
-standard output as one JSON line, and with `output` set to `report.json` there.
+Predictions are a labeling run, whose image keys are matched to the truth's file names, or a COCO results json. Figures
+go to standard output as one JSON line, and with `output` set to `report.json` there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def run(config: EvaluateConfig, store: Store) -> dict[str, Any]:
     """
     truth = _json(config.truth.annotations, store, "truth.annotations", "a COCO json")
     if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= truth.keys():
-        raise UserError(f"truth.annotations: {config.truth.annotations} is no COCO json with images, annotations, categories")
+        raise UserError(
+            f"truth.annotations: {config.truth.annotations} is no COCO json with images, annotations, categories"
+        )
     if store.exists(join(config.predictions, "manifest.json")):
         results, image_ids = _results_of_run(config.predictions, truth, store)
     else:

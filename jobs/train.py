@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from jobs import command
 from patchdct import build, checkpoint, data, train
 from patchdct.config import load_config
@@ -33,15 +31,12 @@ def run(config: TrainConfig) -> Path:
     """
     out = Path(config.run.storage) / config.run.name / "model.pth"
     out.parent.mkdir(parents=True, exist_ok=True)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    torch.set_flush_denormal(True)  # vanishing gradients would slow a CPU's RoIAlign by orders of magnitude
-    torch.manual_seed(config.run.seed)
+    device = train.prepare(seed=config.run.seed, threads=config.run.threads)
     truth = data.read_coco(Path(config.data.train.annotations), Path(config.data.train.images))
-    cfg = load_config(config.model.config, (*config.model.overrides, "MODEL.ROI_HEADS.NUM_CLASSES", str(len(truth.categories))))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(truth.categories)))
+    cfg = load_config(config.model.config, (*config.model.overrides, *classes))
     weights = Path(config.model.weights) if config.model.weights else None
-    model = build.build_model(cfg, device=device, weights=weights, strict=False)[0].to(memory_format=torch.channels_last)
+    model = build.build_model(cfg, device=device, weights=weights, strict=False)[0]
     samples = data.TrainingSet(truth, cfg, seed=config.run.seed)
     batches = data.loader(samples, batch_size=config.schedule.batch_size, seed=config.run.seed)
     steps = config.schedule.steps
@@ -89,7 +84,8 @@ def _line(recent: Sequence[train.Progress], steps: int) -> str:
     waited = sum(p.data_seconds for p in recent) / len(recent)
     parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
     left = (steps - last.step - 1) * seconds / 60
-    return f"step {last.step + 1}/{steps}  {parts}  lr {last.lr:.2e}  {seconds:.2f} s/step (data {waited:.2f})  {left:.0f} min left"
+    speed = f"{seconds:.2f} s/step (data {waited:.2f})  {left:.0f} min left"
+    return f"step {last.step + 1}/{steps}  {parts}  lr {last.lr:.2e}  {speed}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

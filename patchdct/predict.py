@@ -42,8 +42,8 @@ class Prediction:
 class Predictor:
     """Applies a model as detectron2's evaluation does: resized, normalised, thresholded, pasted at >= 0.5.
 
-    A prediction does not depend on what else is in the batch: only images that are padded to the same size share a
-    forward pass, as padding would shine through the convolutions.
+    But for the last bits of floats, a prediction does not depend on what else is in the batch: only images that are
+    padded to the same size share a forward pass, as padding would shine through the convolutions.
     """
 
     def __init__(self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32") -> None:

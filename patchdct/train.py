@@ -46,6 +46,15 @@ class DivergedError(RuntimeError):
     """The loss or its gradient is not finite."""
 
 
+def prepare(*, seed: int, threads: int | None = None) -> str:
+    """Seed torch, and set how many threads a CPU uses (None: as many as there are) -> the device to train on."""
+    torch.manual_seed(seed)
+    torch.set_flush_denormal(True)  # vanishing gradients would slow a CPU's RoIAlign by orders of magnitude
+    if threads:
+        torch.set_num_threads(threads)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def learning_rate(step: int, schedule: Schedule) -> float:
     """The rate of step 0, 1, ... steps - 1.
 
@@ -105,7 +114,8 @@ def train_step(
             raise DivergedError(str(error)) from error
     total = sum(losses.values(), torch.zeros((), device=device))
     if not torch.isfinite(total):
-        raise DivergedError("the loss is not finite: " + ", ".join(f"{k} {float(v):.3g}" for k, v in losses.items()))
+        values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
+        raise DivergedError(f"the loss is not finite: {values}")
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
@@ -130,6 +140,7 @@ def fit(
     Raises:
         DivergedError: see `train_step`.
     """
+    model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, schedule)
     average = Average(model, schedule.ema) if schedule.ema else None
     source = iter(batches)

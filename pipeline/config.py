@@ -34,8 +34,8 @@ _STRICT = ConfigDict(extra="forbid")
 class InputConfig:
     """What to label.
 
-    uri: one URI or several: objects, prefixes or globs. images: for COCO, where the files are (default: beside the json).
-    image_column, key_column: for Parquet, where the names are not the usual ones.
+    uri: one URI or several: objects, prefixes or globs. images: for COCO, where the files are (default: beside the
+    json). image_column, key_column: for Parquet, where the names are not the usual ones.
     """
 
     __pydantic_config__ = _STRICT
@@ -65,9 +65,9 @@ class OutputConfig:
 class LabelerConfig:
     """The model and how it is applied.
 
-    name: `patchdct`, or `module:Class` of a `labelers.Labeler`. config: a detectron2 YAML; null takes the one stored in the
-    checkpoint. min_size, max_size: shorter and longer side of the resized image in pixels; null keeps the model config's.
-    categories: a list of names (ids 1, 2, ...) or a JSON or text file of them; null takes the checkpoint's.
+    name: `patchdct`, or `module:Class` of a `labelers.Labeler`. config: a detectron2 YAML; null takes the one stored in
+    the checkpoint. min_size, max_size: shorter and longer side of the resized image in pixels; null keeps the model
+    config's. categories: a list of names (ids 1, 2, ...) or a JSON or text file of them; null takes the checkpoint's.
     """
 
     __pydantic_config__ = _STRICT
@@ -97,9 +97,9 @@ class WorkersRange:
 class RunConfig:
     """How the run is spread over a cluster; nothing here changes a label.
 
-    address: of Ray; null starts a local one. workers: null is one a GPU, or one on a cluster without any. gpus_per_worker,
-    cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers set a shard aside.
-    accept_changes: go on with a run whose manifest says another config or labeler.
+    address: of Ray; null starts a local one. workers: null is one a GPU, or one on a cluster without any.
+    gpus_per_worker, cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers
+    set a shard aside. accept_changes: go on with a run whose manifest says another config or labeler.
     """
 
     __pydantic_config__ = _STRICT
@@ -218,7 +218,10 @@ class TruthConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """The config of `jobs.evaluate`. predictions: a labeling run or a COCO results json. output: null writes no report."""
+    """The config of `jobs.evaluate`.
+
+    predictions: a labeling run or a COCO results json. output: where report.json goes; null writes none.
+    """
 
     __pydantic_config__ = _STRICT
     predictions: Text
@@ -284,7 +287,9 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
 def _sentence(kind: type[Any], error: ValidationError) -> str:
     """The first fault of a validation, in words."""
     fault = error.errors(include_url=False)[0]
-    path = [str(p) for p in fault["loc"] if str(p).islower() and not str(p).startswith(("constrained", "function", "tuple"))]
+    path = [
+        str(p) for p in fault["loc"] if str(p).islower() and not str(p).startswith(("constrained", "function", "tuple"))
+    ]
     known = _keys(kind)
     key = ".".join(path)
     while path and key not in known and fault["type"] != "unexpected_keyword_argument":

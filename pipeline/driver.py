@@ -1,7 +1,7 @@
 """The run: a pool of Ray actors that lease shards, and what is done when one of them fails or dies.
 
-Each actor is made with max_restarts=0 and max_task_retries=0, so that every death arrives here with its cause and a new actor
-takes the place. What counts against a shard, and what does not, is `verdict`.
+Each actor is made with max_restarts=0 and max_task_retries=0, so that every death arrives here with its cause and a new
+actor takes the place. What counts against a shard, and what does not, is `verdict`.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ Blame: TypeAlias = Literal["shard", "shard for good", "storage", "nobody", "run"
 class Verdict:
     """Who is to blame for a failed task, in a sentence; and whether the worker can go on.
 
-    shard: a strike. shard for good: set aside at once. storage: a strike that stops the run if it recurs. nobody: the shard
-    is leased again. run: every shard would meet it.
+    shard: a strike. shard for good: set aside at once. storage: a strike that stops the run if it recurs. nobody: the
+    shard is leased again. run: every shard would meet it.
     """
 
     blame: Blame
@@ -102,7 +102,9 @@ def verdict(error: ray_errors.RayError) -> Verdict:
         return Verdict(blame="shard", reason=reason)  # the process may be spoilt, such as by a CUDA error
     if isinstance(error, ray_errors.ActorUnavailableError):
         return Verdict(blame="nobody", reason="the worker could not be reached")
-    if isinstance(error, ray_errors.RayActorError) and (error.preempted or "node has died" in text or "node was" in text):
+    if isinstance(error, ray_errors.RayActorError) and (
+        error.preempted or "node has died" in text or "node was" in text
+    ):
         return Verdict(blame="nobody", reason="the worker's node is gone")
     if isinstance(error, ray_errors.OutOfMemoryError):
         return Verdict(blame="shard", reason="the worker was killed because its node ran out of memory")
@@ -111,10 +113,10 @@ def verdict(error: ray_errors.RayError) -> Verdict:
 
 
 class Actor:
-    """A worker's process. Building the labeler is a task and not `__init__`, so that its error arrives as it was raised."""
+    """A worker's process. A task builds the labeler, not `__init__`, so that its error arrives as it was raised."""
 
     def start(self, config: LabelConfig, folder: str) -> tuple[LabelerInfo, str]:
-        """Build the worker -> what it is, and the node it is on. Relative paths are those of the driver, where it can be."""
+        """Build the worker -> what it is, and its node. Relative paths are the driver's, where its folder is here too."""
         if Path(folder).is_dir():
             os.chdir(folder)
         self._worker = Worker(config)
@@ -314,7 +316,7 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     """
     config = founding.located(config, in_ray_job=RAY_JOB in os.environ)
     store = Store()
-    store.probe(config.output.uri)
+    founding.check_output(config, store)
     manifest, founded = founding.open_run(config, store)
     pending = ledger.pending(manifest, ledger.committed_ids(store, config.output.uri))
     log.info("%d of %d shards to do, output at %s", len(pending), len(manifest.shards), config.output.uri)
@@ -340,7 +342,7 @@ def _size(config: LabelConfig) -> tuple[int, dict[str, float]]:
         for name, asked in (("GPU", per_worker), ("CPU", cpus)):
             if asked > cluster.get(name, 0):
                 raise UserError(
-                    f"run.{name.lower()}s_per_worker is {asked:g}, but this machine has {cluster.get(name, 0):g} {name}s"
+                    f"run.{name.lower()}s_per_worker is {asked:g}, but this machine has {cluster.get(name, 0):g}"
                 )
     workers = config.run.workers
     if workers is None:
@@ -363,7 +365,9 @@ def _cluster(address: str | None) -> Iterator[None]:
         local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
         ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"run.address is {target!r}, where no Ray cluster answers: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"run.address is {target!r}, where no Ray cluster answers: {' '.join(str(error).split())}"
+        ) from error
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
-"""What can go wrong, as a tree. Each message is one sentence for a person: it names the file or key, what was wrong with
-it and what is accepted.
+"""What can go wrong, as a tree.
+
+Each message is one sentence for a person: it names the file or key, what was wrong with it and what is accepted.
 
     LabelingError
         UserError          the user's input was refused; the command exits 2            (also a ValueError)

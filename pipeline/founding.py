@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from pipeline import __version__, ledger
 from pipeline.config import LabelConfig
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UnreachableError, UserError
 from pipeline.plan import plan
 from pipeline.records import SCHEMA_VERSION, LabelerInfo, Manifest
 from pipeline.store import Store, absolute, join, redact, scheme
@@ -41,11 +41,26 @@ def located(config: LabelConfig, *, in_ray_job: bool = False) -> LabelConfig:
     )
 
 
+def check_output(config: LabelConfig, store: Store) -> None:
+    """Make sure, before any work is done, that the output can be written and knows put-if-absent.
+
+    Raises:
+        UserError: it cannot, or does not.
+        UnreachableError: the storage does not answer; that may be another matter in a minute.
+    """
+    try:
+        store.probe(config.output.uri)
+    except (UserError, UnreachableError):
+        raise
+    except StoreError as error:
+        raise UserError(f"output.uri is {redact(config.output.uri)}, which cannot be written: {error}") from error
+
+
 def open_run(config: LabelConfig, store: Store) -> tuple[Manifest, bool]:
     """The run at `config.output.uri`, and whether it was there already.
 
-    A new one is planned: its listings are written (they are named by their content, so that no attempt harms another), its
-    manifest not yet, since that also says which labeler it is for; see `found`.
+    A new one is planned: its listings are written (they are named by their content, so that no attempt harms another),
+    its manifest not yet, since that also says which labeler it is for; see `found`.
 
     Raises:
         UserError: the input is refused, or the run there was made with another config.
@@ -89,7 +104,9 @@ def found(config: LabelConfig, manifest: Manifest, labeler: LabelerInfo, store: 
     """
     manifest = replace(manifest, fingerprint=labeler.fingerprint, categories=labeler.categories)
     if not ledger.write_manifest(store, config.output.uri, manifest):
-        raise UserError(f"{redact(config.output.uri)}: another driver has just founded a run there; run again to join it")
+        raise UserError(
+            f"{redact(config.output.uri)}: another driver has just founded a run there; run again to join it"
+        )
     return manifest
 
 
@@ -109,6 +126,7 @@ def _agree(config: LabelConfig, differences: list[str]) -> None:
     what = f"{redact(config.output.uri)} holds a run that was made differently ({'; '.join(differences)})"
     if not config.run.accept_changes:
         raise UserError(
-            f"{what}; give another output.uri, or go on with it by --set run.accept_changes=true, which mixes both in one run"
+            f"{what}; give another output.uri, or go on all the same with --set run.accept_changes=true, which mixes "
+            "both in one run"
         )
     log.warning("%s; going on all the same, as run.accept_changes says", what)

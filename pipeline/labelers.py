@@ -17,8 +17,8 @@ LABELERS = {"patchdct": "pipeline.patchdct_labeler:PatchDCTLabeler"}
 class Labeler(Protocol):
     """Anything with these. A class is constructed as `Class(config, store)` in the process that uses it.
 
-    fingerprint: changes whenever a label could change (weights, settings, code). categories: the meaning of the category ids.
-    quality: the names of the quality columns of its instances.
+    fingerprint: changes whenever a label could change (weights, settings, code). categories: the meaning of the
+    category ids. quality: the names of the quality columns of its instances.
     """
 
     fingerprint: str

@@ -66,7 +66,7 @@ class Leases(Generic[WorkerId]):
         return lease.shard
 
     def strike(self, worker: WorkerId, reason: str, *, final: bool = False) -> Failure | None:
-        """The worker's shard failed. Set aside at the last attempt, or at once if `final`: then the failure is returned."""
+        """The worker's shard failed -> the failure, if it is set aside: at the last attempt, or at once if `final`."""
         shard = self._held.pop(worker).shard
         self._strikes[shard.id] += 1
         attempts = self._strikes[shard.id]

@@ -106,8 +106,8 @@ def _categories(
         source, found = "the checkpoint", weights.categories or categories.known(count)
         if found is None:
             raise UserError(
-                f"the model has {count} classes and the checkpoint does not name them; set labeler.categories to a list of "
-                "names, a text file with a name a line, or a JSON file with their ids and names"
+                f"the model has {count} classes and the checkpoint does not name them; set labeler.categories to a "
+                "list of names, a text file with a name a line, or a JSON file with their ids and names"
             )
     elif isinstance(config.categories, str):
         source, found = config.categories, _read_categories(config.categories, store)
@@ -131,6 +131,6 @@ def _read_categories(uri: str, store: Store) -> tuple[tuple[int, str], ...]:
         raise UserError(f"labeler.categories: {error}") from error
     except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"labeler.categories: {uri} holds no categories ({error!r}); accepted are a JSON list of id and name, a COCO json, "
-            "and a text file with a name a line"
+            f"labeler.categories: {uri} holds no categories ({error!r}); accepted are a JSON list of id and name, a "
+            "COCO json, and a text file with a name a line"
         ) from error

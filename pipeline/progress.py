@@ -26,7 +26,11 @@ def line(now: Snapshot) -> str:
     parts.append(f"{now.images} images")
     if now.quarantined:
         parts.append(f"{now.quarantined} quarantined")
-    parts += [f"{now.instances} masks", f"{now.images / now.seconds:.1f} images/s" if now.seconds else "", _workers(now)]
+    parts += [
+        f"{now.instances} masks",
+        f"{now.images / now.seconds:.1f} images/s" if now.seconds else "",
+        _workers(now),
+    ]
     return ", ".join(part for part in parts if part)
 
 
@@ -59,10 +63,12 @@ def summary(outcome: Outcome) -> str:
     now = outcome.snapshot
     lines = [
         f"{now.done} of {now.shards} shards are committed at {outcome.uri}",
-        f"this time: {now.images} images = {now.labelled} labelled + {now.empty} empty + {now.quarantined} quarantined, "
-        f"{now.instances} masks, in {now.seconds:.0f} s",
+        f"this time: {now.images} images = {now.labelled} labelled + {now.empty} empty + {now.quarantined} quarantined"
+        f", {now.instances} masks, in {now.seconds:.0f} s",
     ]
-    lines += [f"set aside after {f.attempts} attempt{'s' * (f.attempts > 1)}: {f.uri}: {f.error}" for f in outcome.failures]
+    lines += [
+        f"set aside after {f.attempts} attempt{'s' * (f.attempts > 1)}: {f.uri}: {f.error}" for f in outcome.failures
+    ]
     if outcome.interrupted:
         lines.append(f"stopped by {outcome.interrupted}; run the same command again to go on")
     elif not outcome.complete:

@@ -47,8 +47,8 @@ class Shard:
     """A unit of work: what one commit accounts for.
 
     `id` is 20 hex digits of a hash of (uri, etag): never a rank or a position. `uri` names a tar or Parquet object; for
-    `listing` (a group of single images) it is relative to the run. `number`, unique within the run and derived from `uri`,
-    is the upper part of its image ids.
+    `listing` (a group of single images) it is relative to the run. `number`, unique within the run and derived from
+    `uri`, is the upper part of its image ids.
     """
 
     id: str
@@ -63,8 +63,9 @@ class Shard:
 class ImageRecord:
     """One image of a shard as it was stored. `key` is unique within its shard.
 
-    `uri` says where the bytes are (the image's own URI, or that of the tar or Parquet around it). `image_id` is the input's
-    own id where it has one (COCO), else None. `error` is set, and `data` empty, where the bytes could not be had.
+    `uri` says where the bytes are (the image's own URI, or that of the tar or Parquet around it). `image_id` is the
+    input's own id where it has one (COCO), else None. `error` is set, and `data` empty, where the bytes could not be
+    had.
     """
 
     key: str
@@ -78,8 +79,8 @@ class ImageRecord:
 class Instances:
     """The instances of one image, best score first, as N-long columns that Arrow takes as they are.
 
-    category_ids int32 [N] (the data set's ids); scores float32 [N] in 0..1; boxes float32 [N, 4] (x, y, w, h in pixels, the
-    tight box of the mask); areas int64 [N] in pixels; counts: N compressed COCO RLE strings at image size; quality:
+    category_ids int32 [N] (the data set's ids); scores float32 [N] in 0..1; boxes float32 [N, 4] (x, y, w, h in pixels,
+    the tight box of the mask); areas int64 [N] in pixels; counts: N compressed COCO RLE strings at image size; quality:
     float32 [N] by column name.
     """
 
@@ -145,8 +146,8 @@ class Output:
 class Commit:
     """The one claim that a shard is done. images = labelled + empty + quarantined.
 
-    `attempt` is unique to the try that wrote it. `outputs` is keyed by format. `reasons` counts the quarantined images by
-    reason. `seconds` is the time from the first byte read to the commit.
+    `attempt` is unique to the try that wrote it. `outputs` is keyed by format. `reasons` counts the quarantined images
+    by reason. `seconds` is the time from the first byte read to the commit.
     """
 
     shard_id: str

@@ -1,7 +1,7 @@
 """Labels -> files: one function a format, each a context manager that yields a writer of batches.
 
-A writer holds at most a batch: what it is given goes to a local file at once, which the worker uploads whole. To add a format,
-write one such function and enter it in `SINKS`.
+A writer holds at most a batch: what it is given goes to a local file at once, which the worker uploads whole. To add a
+format, write one such function and enter it in `SINKS`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def parquet(path: Path, header: Header) -> Iterator[Writer]:
     plain = ["instances.list.element.segmentation.counts", "instances.list.element.score"]
     columns = [".".join(c) for c in _leaves(file_schema)]
     with pq.ParquetWriter(
-        path, file_schema, compression="zstd", compression_level=1, use_dictionary=[c for c in columns if c not in plain]
+        path,
+        file_schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[c for c in columns if c not in plain],
     ) as writer:
         yield lambda labels: writer.write_batch(_batch(labels, header, file_schema))
 
@@ -94,8 +98,8 @@ def parquet(path: Path, header: Header) -> Iterator[Writer]:
 def coco(path: Path, header: Header) -> Iterator[Writer]:
     """Write `path` as COCO JSON that pycocotools loads as it is.
 
-    Annotation ids count from 1 within the file. A quarantined image has no size to state and is left out; the Parquet shard
-    and the commit account for it.
+    Annotation ids count from 1 within the file. A quarantined image has no size to state and is left out; the Parquet
+    shard and the commit account for it.
     """
     info = {
         "description": "instance masks by PatchDCT",
@@ -105,7 +109,9 @@ def coco(path: Path, header: Header) -> Iterator[Writer]:
         "shard_id": header.shard_id,
         "fingerprint": header.fingerprint,
     }
-    annotations = path.with_suffix(".annotations")  # the two lists grow at once, so the second one has a file of its own
+    annotations = path.with_suffix(
+        ".annotations"
+    )  # the two lists grow at once, so the second one has a file of its own
     count = 0
     with path.open("w", encoding="utf-8") as images, annotations.open("w+", encoding="utf-8") as boxes:
         images.write('{"info": ' + json.dumps(info) + ', "licenses": [], "categories": ')
@@ -176,7 +182,8 @@ def _batch(labels: Sequence[ImageLabels], header: Header, file_schema: pa.Schema
             [_lists(sizes.reshape(-1), total, 2), pa.array(counts, pa.string())], ["size", "counts"]
         ),
         **{
-            name: pa.array(column([x.quality[name] for x in per_image if len(x)], np.float32)) for name in header.quality
+            name: pa.array(column([x.quality[name] for x in per_image if len(x)], np.float32))
+            for name in header.quality
         },
     }
     instances = pa.ListArray.from_arrays(

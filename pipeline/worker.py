@@ -1,6 +1,7 @@
 """One shard, from its bytes to its commit. Knows neither Ray nor torch.
 
-read (streamed) -> decode (threads, a bounded number ahead) -> label (batches) -> write (local files) -> upload -> commit
+read (streamed) -> decode (threads, a bounded number ahead) -> label (batches) -> write (local files) -> upload ->
+commit
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ def label_shard(shard: Shard, *, run: Run, store: Store, labeler: Labeler) -> Co
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-        files = {name: Path(folder) / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats}
+        files = {
+            name: Path(folder) / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}"
+            for name in run.config.output.formats
+        }
         with ExitStack() as stack:
             writers = [stack.enter_context(sinks.SINKS[name].open(path, header)) for name, path in files.items()]
             records = sources.SOURCES[shard.format](shard, store=store, options=options)

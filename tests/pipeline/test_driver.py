@@ -1,4 +1,4 @@
-"""Whole runs on a real Ray with labelers that need no torch: what is committed, what is set aside, what a user is told."""
+"""Whole runs on a real Ray, with labelers that need no torch: what is committed, set aside, and told."""
 
 from __future__ import annotations
 
@@ -191,7 +191,14 @@ def test_the_shard_of_a_lost_node_is_labelled_again_without_a_strike(
     poison(tars)
     nodes = [cluster.add_node(num_cpus=1, num_gpus=1)]
     one = config(
-        tars, tmp_path / "out", cluster, "SleepingLabeler", workers=1, gpus_per_worker=1, max_attempts=1, shard_timeout_s=20
+        tars,
+        tmp_path / "out",
+        cluster,
+        "SleepingLabeler",
+        workers=1,
+        gpus_per_worker=1,
+        max_attempts=1,
+        shard_timeout_s=20,
     )
 
     def lose_the_node_of_the_second_shard(now: Snapshot) -> None:

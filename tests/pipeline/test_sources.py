@@ -401,6 +401,8 @@ def test_parquet_of_hugging_face(read_table: Callable[..., dict[str, ImageRecord
     assert records["gone.jpg"].error is not None
     assert records["gone.jpg"].error.startswith("missing: ")
     assert records["e"].error == "empty: no value in the column 'image'"
+    named = ReadOptions(max_image_bytes=10**6, key_column="id")
+    assert list(read_table({"id": ["a"], "image": pa.array(rows[:1], type_)}, named)) == ["a"]
 
 
 def test_parquet_of_uris(read_table: Callable[..., dict[str, ImageRecord]], tmp_path: Path) -> None:

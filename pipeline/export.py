@@ -1,0 +1,171 @@
+"""The labels of a run in the formats of other tools: one function a format, and EXPORTS, the table of them.
+
+An export streams: it never holds more of a run than a few rows, and it writes what it makes to local files first, so
+that nobody meets a half-written one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import __version__, ledger, runs
+from pipeline.errors import UserError
+from pipeline.records import SCHEMA_VERSION, ImageLabels, Instances, Manifest
+from pipeline.sinks import annotations_of
+from pipeline.store import Store, redact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is exported: the rows of a run, with the instances that score at least `min_score`.
+
+    done: how many of the manifest's shards are committed. fingerprints: of the labelers that made them. rows: once.
+    """
+
+    uri: str
+    manifest: Manifest
+    done: int
+    fingerprints: tuple[str, ...]
+    min_score: float
+    rows: Iterator[ImageLabels]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What an export has written. missing: the shards of the run that are not done, and so not in it."""
+
+    uri: str
+    images: int
+    quarantined: int
+    instances: int
+    bytes: int
+    missing: int
+
+
+class Export(Protocol):
+    """Writes one format."""
+
+    def __call__(self, source: Source, /, *, store: Store, out: str) -> Written:
+        """Write the rows to the URI `out`, in place of what is there.
+
+        Raises:
+            UserError: `out` is no place for this format.
+            StoreError: the storage failed, or a data object of the run is damaged.
+        """
+        ...
+
+
+def export(store: Store, run_uri: str, *, format: str, out: str, min_score: float = 0.0) -> Written:
+    """Export a run, or as much of it as is done.
+
+    Args:
+        store: where the run is, and where the export goes.
+        run_uri: the run.
+        format: one of EXPORTS.
+        out: the URI to write.
+        min_score: leave out instances with a lower score. Their images stay.
+
+    Raises:
+        UserError: there is no run, the format is unknown, or `out` is no place for it.
+        StoreError: the storage failed, or a data object of the run is damaged.
+    """
+    if format not in EXPORTS:
+        raise UserError(f"--format is {format!r}; accepted are {', '.join(EXPORTS)}.")
+    manifest = ledger.read_manifest(store, run_uri)
+    done = {commit.shard_id: commit.fingerprint for commit in runs.read_commits(store, run_uri, manifest)}
+
+    def rows() -> Iterator[ImageLabels]:
+        for commit in runs.read_commits(store, run_uri, manifest):
+            if commit.shard_id in done:  # and not committed since
+                for row in runs.rows(store, run_uri, commit):
+                    yield replace(row, instances=_scored(row.instances, min_score))
+
+    source = Source(
+        uri=run_uri,
+        manifest=manifest,
+        done=len(done),
+        fingerprints=tuple(sorted(set(done.values()))),
+        min_score=min_score,
+        rows=rows(),
+    )
+    return EXPORTS[format](source, store=store, out=out)
+
+
+def coco(source: Source, /, *, store: Store, out: str) -> Written:
+    """One COCO JSON: images (not the quarantined), annotations with ids from 1, categories, the provenance as info."""
+    if out.endswith("/"):
+        raise UserError(f"--out is {redact(out)}, a folder; name the file, for example {redact(out)}instances.json.")
+    images = quarantined = instances = 0
+    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+        path = Path(folder) / "export.json"
+        # Two lists grow at once, so the second one has a file of its own until the end.
+        with path.open("w", encoding="utf-8") as file, path.with_suffix(".rest").open("w+", encoding="utf-8") as rest:
+            categories = [asdict(category) for category in source.manifest.categories]
+            file.write(f'{{"info": {json.dumps(_info(source))}, "licenses": [], ')
+            file.write(f'"categories": {json.dumps(categories)}, "images": [')
+            for row in source.rows:
+                if row.status == "quarantined":
+                    quarantined += 1
+                    continue
+                image = {"id": row.image_id, "file_name": row.key, "height": row.height, "width": row.width}
+                file.write((",\n" if images else "\n") + json.dumps(image))
+                images += 1
+                for annotation in annotations_of(row):
+                    rest.write((",\n" if instances else "\n") + json.dumps({"id": instances + 1, **annotation}))
+                    instances += 1
+            file.write('],\n"annotations": [')
+            rest.seek(0)
+            shutil.copyfileobj(rest, file)
+            file.write("]}\n")
+        store.put(out, path)
+        return Written(
+            uri=redact(out),
+            images=images,
+            quarantined=quarantined,
+            instances=instances,
+            bytes=path.stat().st_size,
+            missing=len(source.manifest.shards) - source.done,
+        )
+
+
+EXPORTS: dict[str, Export] = {"coco": coco}
+
+
+def _info(source: Source) -> dict[str, object]:
+    """Where the labels come from."""
+    shards = len(source.manifest.shards)
+    return {
+        "description": f"instance masks of the labeling run {source.manifest.run_id}",
+        "version": __version__,
+        "schema_version": SCHEMA_VERSION,
+        "run": redact(source.uri),
+        "run_id": source.manifest.run_id,
+        "run_created": source.manifest.created,
+        "run_version": source.manifest.version,
+        "fingerprint": ", ".join(source.fingerprints) or source.manifest.fingerprint,
+        "shards": shards,
+        "shards_done": source.done,
+        "complete": source.done == shards,
+        "min_score": source.min_score,
+    }
+
+
+def _scored(instances: Instances, least: float) -> Instances:
+    """The instances that score at least so much."""
+    kept = instances.scores >= least
+    if kept.all():
+        return instances
+    return Instances(
+        category_ids=instances.category_ids[kept],
+        scores=instances.scores[kept],
+        boxes=instances.boxes[kept],
+        areas=instances.areas[kept],
+        counts=tuple(counts for counts, keep in zip(instances.counts, kept, strict=True) if keep),
+        quality={name: values[kept] for name, values in instances.quality.items()},
+    )

@@ -1,0 +1,239 @@
+"""Whether a run keeps its promises: each shard and image accounted for, each byte as committed, each mask sound.
+
+Shards are checked in threads, each row by row; what is kept of a shard are its faults and the ranges of its image ids.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import checks, ledger, runs, shards
+from pipeline.errors import AccessError, StoreError, UnreachableError
+from pipeline.records import Commit, Manifest, Shard
+from pipeline.store import Store, redact
+
+_BATCH = 64  # rows whose masks are measured together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that is wrong. shard: the URI of the input shard, "" for the whole run. key: the image's, if of one."""
+
+    shard: str
+    key: str | None
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.shard, self.key, self.what) if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was looked at, and what is wrong with it; the run is sound if nothing is."""
+
+    run_id: str
+    shards: int
+    committed: int
+    images: int
+    instances: int
+    faults: tuple[Fault, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Checked:
+    """What is known of a shard. ranges: int64 [R, 2], first and last of its runs of consecutive image ids."""
+
+    shard: Shard
+    committed: bool = False
+    images: int = 0
+    instances: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    ranges: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+
+    def fault(self, what: str, key: str | None = None) -> None:
+        self.faults.append(Fault(shard=redact(self.shard.uri), key=key, what=what.rstrip(".")))
+
+
+def verify(
+    store: Store, run_uri: str, *, threads: int = 4, progress: Callable[[int, int], None] = lambda done, shards: None
+) -> Report:
+    """Check a whole run against its manifest and its commits.
+
+    Args:
+        store: where it is.
+        run_uri: the run.
+        threads: how many shards are checked at once; each has its data objects in a temporary folder meanwhile.
+        progress: called after each shard, with how many of how many are checked.
+
+    Raises:
+        UserError: there is no run.
+        AccessError, UnreachableError: the storage does not let us look.
+    """
+    manifest = ledger.read_manifest(store, run_uri)
+    faults = list(_manifest_faults(manifest))
+    committed = ledger.committed_ids(store, run_uri)
+    known = {shard.id for shard in manifest.shards}
+    faults += [
+        Fault(shard="", key=None, what=f"commit {one} is of no shard of the run") for one in sorted(committed - known)
+    ]
+    if missing := len(known - committed):
+        faults.append(Fault(shard="", key=None, what=f"{missing} of {len(known)} shards are not done"))
+    check = partial(_check_shard, store, run_uri, manifest)
+    sums: Counter[str] = Counter()
+    ranges = []
+    todo = [shard for shard in manifest.shards if shard.id in committed]
+    for checked in runs.ahead(check, todo, threads=threads):
+        faults += checked.faults
+        ranges.append((checked.shard, checked.ranges))
+        sums.update(shards=1, committed=checked.committed, images=checked.images, instances=checked.instances)
+        progress(sums["shards"], len(todo))
+    faults += _shared_ids(ranges)
+    return Report(
+        run_id=manifest.run_id,
+        shards=len(known),
+        committed=sums["committed"],
+        images=sums["images"],
+        instances=sums["instances"],
+        faults=tuple(faults),
+    )
+
+
+def _manifest_faults(manifest: Manifest) -> Iterator[Fault]:
+    for name, values in (("id", [s.id for s in manifest.shards]), ("number", [s.number for s in manifest.shards])):
+        for value, count in Counter(values).items():
+            if count > 1:
+                yield Fault(shard="", key=None, what=f"manifest.json has {count} shards of the {name} {value}")
+    ids = Counter(category.id for category in manifest.categories)
+    for category_id in (one for one, count in ids.items() if count > 1):
+        yield Fault(shard="", key=None, what=f"manifest.json has {ids[category_id]} categories of the id {category_id}")
+
+
+def _check_shard(store: Store, run_uri: str, manifest: Manifest, shard: Shard) -> _Checked:
+    """All checks of a shard that need no other."""
+    checked = _Checked(shard=shard)
+    try:
+        commit = ledger.read_commit(store, run_uri, shard.id)
+    except (AccessError, UnreachableError):
+        raise
+    except StoreError as error:
+        checked.fault(str(error))
+        return checked
+    if commit is None:
+        checked.fault("its commit has vanished")
+        return checked
+    checked.committed, checked.images, checked.instances = True, commit.images, commit.instances
+    for fault in checks.commit_faults(commit):
+        checked.fault(fault)
+    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+        found: dict[str, Path] = {}
+        for format, output in commit.outputs.items():
+            if checks.output_fault(commit, format):
+                continue
+            try:
+                found[format] = runs.fetch(store, run_uri, output, Path(folder))
+            except (AccessError, UnreachableError):
+                raise
+            except StoreError as error:
+                checked.fault(str(error))
+        for format in shards.READERS:
+            if format in found:
+                try:
+                    _check_rows(checked, commit, manifest, format, found[format])
+                    if format != "coco" and "coco" in found:
+                        _compare(checked, found[format], found["coco"])
+                except StoreError as error:
+                    checked.fault(str(error))
+                break
+    return checked
+
+
+def _check_rows(checked: _Checked, commit: Commit, manifest: Manifest, format: str, path: Path) -> None:
+    """Check the rows of a data object, and what it says of itself, against the commit and the manifest.
+
+    Raises:
+        StoreError: it cannot be read to its end.
+    """
+    data = shards.READERS[format](path, commit.shard_id)
+    categories = [asdict(category) for category in manifest.categories]
+    said = {"run_id": manifest.run_id, "fingerprint": commit.fingerprint, "categories": categories}
+    for name, value in said.items():
+        if data.about.get(name) != value:
+            checked.fault(
+                f"{path.name} speaks of another {name} than the {'commit' if name == 'fingerprint' else 'manifest'}"
+            )
+    tally: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    keys: set[str] = set()
+    ids: list[int] = []
+    for batch in runs.batches(data.rows, _BATCH):
+        for row in batch:
+            tally.update({row.status: 1, "instances": len(row.instances)})
+            reasons.update([] if row.error is None else [row.error.partition(":")[0]])
+            ids.append(row.image_id)
+            if row.key in keys:
+                checked.fault("a second row has this key", row.key)
+            keys.add(row.key)
+            for fault in checks.row_faults(row):
+                checked.fault(fault, row.key)
+        for key, fault in checks.instance_faults(batch, {category.id for category in manifest.categories}):
+            checked.fault(fault, key)
+    checked.ranges, twice = checks.id_ranges(np.array(ids, np.int64))
+    if len(twice):
+        checked.fault(f"{len(twice)} image ids are those of more than one row, {twice[0]} for instance")
+    counted = ["labelled", "empty", "instances"] + ["quarantined"] * (format != "coco")
+    for name in counted:
+        if tally[name] != getattr(commit, name):
+            checked.fault(f"{path.name} has {tally[name]} {name}, its commit says {getattr(commit, name)}")
+    if format != "coco" and reasons != Counter(commit.reasons):
+        checked.fault(f"{path.name} gives other reasons for quarantine than its commit")
+
+
+def _compare(checked: _Checked, parquet: Path, coco: Path) -> None:
+    """Check that the COCO shard has the images and annotations of the Parquet shard, in the same order.
+
+    Raises:
+        StoreError: one of them cannot be read to its end.
+    """
+    first, second = shards.read_parquet(parquet, checked.shard.id), shards.read_coco(coco, checked.shard.id)
+    for name in ("run_id", "fingerprint", "categories"):
+        if first.about.get(name) != second.about.get(name):
+            checked.fault(f"{coco.name} speaks of another {name} than {parquet.name}")
+    sized = (row for row in first.rows if row.status != "quarantined")
+    for ours, theirs in zip_longest(sized, second.rows):
+        if ours is None or theirs is None or (ours.key, ours.image_id) != (theirs.key, theirs.image_id):
+            here, there = (row.key if row is not None else "nothing" for row in (ours, theirs))
+            checked.fault(f"{coco.name} goes on with {there} where {parquet.name} has {here}")
+            return
+        if fault := checks.difference(ours, theirs):
+            checked.fault(f"{coco.name} has {fault} than {parquet.name}", ours.key)
+
+
+def _shared_ids(ranges: Iterable[tuple[Shard, npt.NDArray[np.int64]]]) -> Iterator[Fault]:
+    """Where two shards have image ids in common: the first of them, once for a pair."""
+    owners: list[Shard] = []
+    parts: list[npt.NDArray[np.int64]] = []
+    for shard, part in ranges:
+        parts.append(np.column_stack([part, np.full(len(part), len(owners))]))
+        owners.append(shard)
+    if not parts:
+        return
+    table = np.concatenate(parts)
+    reach, holder = -math.inf, -1
+    pairs: set[tuple[int, int]] = set()
+    for first, last, owner in table[np.argsort(table[:, 0], kind="stable")].tolist():
+        if first <= reach and owner != holder and (owner, holder) not in pairs:
+            pairs.add((owner, holder))
+            what = f"its image id {first} is also one of {redact(owners[holder].uri)}"
+            yield Fault(shard=redact(owners[owner].uri), key=None, what=what)
+        if last > reach:
+            reach, holder = last, owner
