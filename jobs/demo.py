@@ -28,10 +28,10 @@ IMAGES, PER_SHARD, SEED = 300, 50, 2
 SHOWN, COLUMNS, SHOWN_SCORE = 24, 6, 0.5
 
 
-def _do(*words: str) -> str:
+def _do(module: str, *words: str) -> str:
     """Run a command as a user would type it, echoed -> its standard output; the demo ends where one fails."""
-    print("\n$ " + " ".join(words), flush=True)
-    done = subprocess.run([sys.executable, "-m", *words[1:]], stdout=subprocess.PIPE, text=True, check=False)
+    print("\n$ python -m " + " ".join((module, *words)), flush=True)
+    done = subprocess.run([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         print(done.stdout, end="")
         raise SystemExit(done.returncode)
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     del argv
     start = time.monotonic()
     _draw()
-    print(_do("python", "jobs.label", "--config", "configs/label/demo.yaml"), end="")
-    print(_do("python", "pipeline.cli", "verify", str(FOLDER / "run")), end="")
-    report = json.loads(_do("python", "jobs.evaluate", "--config", "configs/evaluate/demo.yaml"))
+    print(_do("jobs.label", "--config", "configs/label/demo.yaml"), end="")
+    print(_do("pipeline.cli", "verify", str(FOLDER / "run")), end="")
+    report = json.loads(_do("jobs.evaluate", "--config", "configs/evaluate/demo.yaml"))
     _sheet(FOLDER / "contact_sheet.png")
     seconds, mask, edge = time.monotonic() - start, report["mask"], report["boundary"]
     print()

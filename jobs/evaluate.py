@@ -14,7 +14,8 @@ from typing import Any
 
 from jobs import command
 from patchdct import evaluate
-from pipeline import ledger, runs, sinks
+from pipeline import ledger, runs
+from pipeline.coco_file import annotations_of
 from pipeline.config import EvaluateConfig, load
 from pipeline.errors import NotFoundError, UserError
 from pipeline.store import Store, join
@@ -56,7 +57,7 @@ def _results_of_run(uri: str, truth: dict[str, Any], store: Store) -> tuple[list
     by_key: list[dict[str, Any]] = []
     for row in runs.read_rows(store, uri):
         keys.append(row.key)
-        by_key += [{**annotation, "image_id": row.key} for annotation in sinks.annotations_of(row)]
+        by_key += [{**annotation, "image_id": row.key} for annotation in annotations_of(row)]
     if not keys:
         raise UserError(f"predictions: {uri} has no committed shard yet")
     left = len(ledger.pending(ledger.read_manifest(store, uri), ledger.committed_ids(store, uri)))

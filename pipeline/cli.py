@@ -21,8 +21,7 @@ from pipeline import __version__, doctor, ledger
 from pipeline.config import LabelConfig, load
 from pipeline.errors import LabelingError, UserError
 from pipeline.export import EXPORTS, export
-from pipeline.founding import located
-from pipeline.plan import plan
+from pipeline.founding import located, planned_shards
 from pipeline.records import Shard
 from pipeline.runs import Status, status
 from pipeline.store import Store, join, redact
@@ -50,15 +49,7 @@ def plan_command(path: str, settings: Sequence[str], as_json: bool) -> int:
     shards: list[Shard] = []
     images: int | None = 0
     with _notes() as notes:
-        for planned in plan(
-            config.input.uris,
-            format=config.input.format,
-            images_per_shard=config.input.images_per_shard,
-            store=store,
-            images_root=config.input.images,
-            image_column=config.input.image_column,
-            key_column=config.input.key_column,
-        ):
+        for planned in planned_shards(config, store):
             shards.append(planned.shard)
             images = None if images is None or planned.images is None else images + planned.images
     found = {

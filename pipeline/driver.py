@@ -116,7 +116,7 @@ class Actor:
     """A worker's process. A task builds the labeler, not `__init__`, so that its error arrives as it was raised."""
 
     def start(self, config: LabelConfig, folder: str) -> tuple[LabelerInfo, str]:
-        """Build the worker -> what it is, and its node. Relative paths are the driver's, where its folder is here too."""
+        """Build the worker -> what it is, and its node. Relative paths are the driver's, where its folder is here."""
         if Path(folder).is_dir():
             os.chdir(folder)
         self._worker = Worker(config)

@@ -6,18 +6,16 @@ that nobody meets a half-written one.
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from pipeline import __version__, ledger, runs
+from pipeline.coco_file import coco_file
 from pipeline.errors import UserError
-from pipeline.records import SCHEMA_VERSION, ImageLabels, Instances, Manifest
-from pipeline.sinks import annotations_of
+from pipeline.records import SCHEMA_VERSION, ImageLabels, Manifest
 from pipeline.store import Store, redact
 
 
@@ -84,7 +82,7 @@ def export(store: Store, run_uri: str, *, format: str, out: str, min_score: floa
         for commit in runs.read_commits(store, run_uri, manifest):
             if commit.shard_id in done:  # and not committed since
                 for row in runs.rows(store, run_uri, commit):
-                    yield replace(row, instances=_scored(row.instances, min_score))
+                    yield replace(row, instances=row.instances.above(min_score))
 
     source = Source(
         uri=run_uri,
@@ -101,34 +99,17 @@ def coco(source: Source, /, *, store: Store, out: str) -> Written:
     """One COCO JSON: images (not the quarantined), annotations with ids from 1, categories, the provenance as info."""
     if out.endswith("/"):
         raise UserError(f"--out is {redact(out)}, a folder; name the file, for example {redact(out)}instances.json.")
-    images = quarantined = instances = 0
     with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
         path = Path(folder) / "export.json"
-        # Two lists grow at once, so the second one has a file of its own until the end.
-        with path.open("w", encoding="utf-8") as file, path.with_suffix(".rest").open("w+", encoding="utf-8") as rest:
-            categories = [asdict(category) for category in source.manifest.categories]
-            file.write(f'{{"info": {json.dumps(_info(source))}, "licenses": [], ')
-            file.write(f'"categories": {json.dumps(categories)}, "images": [')
+        with coco_file(path, _info(source), source.manifest.categories) as file:
             for row in source.rows:
-                if row.status == "quarantined":
-                    quarantined += 1
-                    continue
-                image = {"id": row.image_id, "file_name": row.key, "height": row.height, "width": row.width}
-                file.write((",\n" if images else "\n") + json.dumps(image))
-                images += 1
-                for annotation in annotations_of(row):
-                    rest.write((",\n" if instances else "\n") + json.dumps({"id": instances + 1, **annotation}))
-                    instances += 1
-            file.write('],\n"annotations": [')
-            rest.seek(0)
-            shutil.copyfileobj(rest, file)
-            file.write("]}\n")
+                file.write([row])
         store.put(out, path)
         return Written(
             uri=redact(out),
-            images=images,
-            quarantined=quarantined,
-            instances=instances,
+            images=file.images,
+            quarantined=file.quarantined,
+            instances=file.instances,
             bytes=path.stat().st_size,
             missing=len(source.manifest.shards) - source.done,
         )
@@ -154,18 +135,3 @@ def _info(source: Source) -> dict[str, object]:
         "complete": source.done == shards,
         "min_score": source.min_score,
     }
-
-
-def _scored(instances: Instances, least: float) -> Instances:
-    """The instances that score at least so much."""
-    kept = instances.scores >= least
-    if kept.all():
-        return instances
-    return Instances(
-        category_ids=instances.category_ids[kept],
-        scores=instances.scores[kept],
-        boxes=instances.boxes[kept],
-        areas=instances.areas[kept],
-        counts=tuple(counts for counts, keep in zip(instances.counts, kept, strict=True) if keep),
-        quality={name: values[kept] for name, values in instances.quality.items()},
-    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from pipeline import __version__, ledger
 from pipeline.config import LabelConfig
 from pipeline.errors import StoreError, UnreachableError, UserError
-from pipeline.plan import plan
+from pipeline.plan import Planned, plan
 from pipeline.records import SCHEMA_VERSION, LabelerInfo, Manifest
 from pipeline.store import Store, absolute, join, redact, scheme
 
@@ -38,6 +39,19 @@ def located(config: LabelConfig, *, in_ray_job: bool = False) -> LabelConfig:
             images=absolute(config.input.images) if config.input.images else None,
         ),
         output=replace(config.output, uri=absolute(output)),
+    )
+
+
+def planned_shards(config: LabelConfig, store: Store) -> Iterator[Planned]:
+    """The shards of the input, as `plan.plan` finds them."""
+    return plan(
+        config.input.uris,
+        format=config.input.format,
+        images_per_shard=config.input.images_per_shard,
+        store=store,
+        images_root=config.input.images,
+        image_column=config.input.image_column,
+        key_column=config.input.key_column,
     )
 
 
@@ -71,15 +85,7 @@ def open_run(config: LabelConfig, store: Store) -> tuple[Manifest, bool]:
         _agree(config, ledger.differences(manifest.config, config.labels_depend_on()))
         return manifest, True
     shards = []
-    for planned in plan(
-        config.input.uris,
-        format=config.input.format,
-        images_per_shard=config.input.images_per_shard,
-        store=store,
-        images_root=config.input.images,
-        image_column=config.input.image_column,
-        key_column=config.input.key_column,
-    ):
+    for planned in planned_shards(config, store):
         if planned.listing is not None:
             store.put(join(uri, planned.shard.uri), planned.listing)
         shards.append(planned.shard)

@@ -30,6 +30,7 @@ U = TypeVar("U")
 R = TypeVar("R", Commit, Failure)
 
 _SHARD_ID = re.compile(r"[0-9a-f]{20}")
+_COMMIT_NAME = re.compile(r"[0-9a-f]{20}\.json")
 _PREFIXES = tuple(f"{number:02x}" for number in range(256))
 _FEW = 1000  # what one page of a listing holds: up to here, one listing is quicker than 256
 _LIMIT = 16 << 20  # bytes of a commit or a failure; they have about a thousand
@@ -127,7 +128,8 @@ def committed_ids(store: Store, run_uri: str, *, threads: int = 16) -> set[str]:
 
     def ids(prefix: str, limit: int | None = None) -> set[str]:
         listing = islice(store.list(join(root, prefix, ""), literal=True), limit)
-        return {name(info.uri).removesuffix(".json") for info in listing if info.uri.endswith(".json")}
+        names = (name(info.uri) for info in listing)
+        return {one.removesuffix(".json") for one in names if _COMMIT_NAME.fullmatch(one)}
 
     few = ids("", _FEW)
     if len(few) < _FEW:

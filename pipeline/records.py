@@ -94,20 +94,19 @@ class Instances:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def first(self, n: int) -> Instances:
-        """The best `n`."""
-        return Instances(
-            category_ids=self.category_ids[:n],
-            scores=self.scores[:n],
-            boxes=self.boxes[:n],
-            areas=self.areas[:n],
-            counts=self.counts[:n],
-            quality={name: values[:n] for name, values in self.quality.items()},
-        )
-
     def above(self, score: float) -> Instances:
         """Those of at least this score."""
-        return self.first(int((self.scores >= score).sum()))
+        kept = self.scores >= score
+        if kept.all():
+            return self
+        return Instances(
+            category_ids=self.category_ids[kept],
+            scores=self.scores[kept],
+            boxes=self.boxes[kept],
+            areas=self.areas[kept],
+            counts=tuple(counts for counts, keep in zip(self.counts, kept, strict=True) if keep),
+            quality={name: values[kept] for name, values in self.quality.items()},
+        )
 
 
 NO_INSTANCES = Instances(

