@@ -16,8 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline import __version__, images, ledger, sinks, sources
 from pipeline.config import LabelConfig
@@ -214,7 +216,13 @@ def _checked(labeler: Labeler, images: Sequence[Pixels]) -> list[Instances]:
     if len(found) != len(images):
         raise RunError(f"the labeler {name} gave {len(found)} results for {len(images)} images; it must give one each")
     for x in found:
-        columns = {"category_ids": x.category_ids, "scores": x.scores, "boxes": x.boxes, "areas": x.areas, **x.quality}
+        columns: dict[str, npt.NDArray[Any]] = {
+            "category_ids": x.category_ids,
+            "scores": x.scores,
+            "boxes": x.boxes,
+            "areas": x.areas,
+            **x.quality,
+        }
         wrong = [column for column, values in columns.items() if len(values) != len(x)]
         wrong += [column for column in labeler.quality if column not in x.quality and len(x)]
         wrong += [column for column in ("scores", "boxes") if not np.isfinite(columns[column]).all()]
