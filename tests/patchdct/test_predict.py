@@ -1,0 +1,154 @@
+"""From images to instance masks as RLE: the same as detectron2 step by step, whatever shares the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers.mask_ops import _do_paste_mask
+from detectron2.modeling import GeneralizedRCNN
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from patchdct import predict
+from patchdct.predict import Prediction, Predictor
+from tests.patchdct import small
+
+
+@pytest.fixture(scope="module")
+def cfg() -> CfgNode:
+    return small.config("INPUT.FORMAT", "BGR")
+
+
+@pytest.fixture(scope="module")
+def model(cfg) -> GeneralizedRCNN:
+    torch.manual_seed(3)
+    return small.model(cfg)
+
+
+def image(height: int, width: int) -> npt.NDArray[np.uint8]:
+    return np.random.randint(0, 256, (height, width, 3), np.uint8)
+
+
+def assert_same(found: Prediction, expected: Prediction) -> None:
+    """The same strings; scores may differ in their last bits, as sums of larger batches are ordered differently."""
+    assert found.counts == expected.counts
+    for name in ("classes", "areas", "boxes"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+
+
+def test_same_as_detectron2_step_by_step(model, cfg):
+    """Colours in the wrong order, boxes in the wrong scale, or masks off by a pixel."""
+    pixels = image(100, 130)
+    resized = np.asarray(Image.fromarray(pixels).resize((83, 64), Image.Resampling.BILINEAR))
+    inputs = {"image": torch.from_numpy(resized[:, :, ::-1].transpose(2, 0, 1).copy())}
+    with torch.no_grad():
+        [raw] = model.inference([inputs], do_postprocess=False)
+    boxes = raw.pred_boxes.tensor * torch.tensor([130 / 83, 100 / 64] * 2)
+    boxes = boxes.clamp(torch.zeros(4), torch.tensor([130.0, 100.0, 130.0, 100.0]))
+    pasted, _ = _do_paste_mask(raw.pred_masks, boxes, 100, 130, skip_empty=False)
+    masks = (pasted >= 0.5).numpy()
+    kept = masks.any((1, 2))
+    assert kept.sum() > 1
+
+    [found] = Predictor(model, cfg)([pixels])
+    assert found.classes.dtype == found.areas.dtype == np.int64
+    assert found.scores.dtype == np.float32
+    np.testing.assert_array_equal(found.classes, raw.pred_classes.numpy()[kept])
+    np.testing.assert_allclose(found.scores, raw.scores.numpy()[kept], rtol=1e-6)
+    assert (np.diff(found.scores) <= 0).all()
+    np.testing.assert_array_equal(found.areas, masks[kept].sum((1, 2)))
+    decoded = [mask_api.decode({"size": [100, 130], "counts": counts}) for counts in found.counts]
+    np.testing.assert_array_equal(decoded, masks[kept])
+    tight = mask_api.toBbox([{"size": [100, 130], "counts": counts} for counts in found.counts])
+    np.testing.assert_array_equal(found.boxes, tight)
+
+
+def test_colour_order(model):
+    """A model trained on RGB must see red where red is."""
+    pixels = image(64, 64)
+    bgr, rgb = (Predictor(model, small.config("INPUT.FORMAT", order)) for order in ("BGR", "RGB"))
+    assert_same(bgr([pixels])[0], rgb([pixels[:, :, ::-1]])[0])
+
+
+def test_images_together_and_alone(model, cfg):
+    """What an image is given must not depend on the others of its batch, of its own size or of another."""
+    predictor = Predictor(model, cfg)
+    batch = [image(height, width) for height, width in ((64, 96), (96, 64), (60, 96), (64, 96), (200, 210), (33, 50))]
+    for found, pixels in zip(predictor(batch), batch, strict=True):
+        assert len(found.counts) > 0
+        assert_same(found, predictor([pixels])[0])
+    backwards = predictor(batch[::-1])[::-1]
+    for found, expected in zip(backwards, predictor(batch), strict=True):
+        assert_same(found, expected)
+
+
+def test_nothing_to_find(model, cfg):
+    """No images, images without detections, and detections whose masks have no pixel."""
+    predictor = Predictor(model, cfg)
+    assert predictor([]) == []
+    threshold = model.roi_heads.box_predictor.test_score_thresh
+    bias = model.roi_heads.mask_head.predictor_bfg.bias.detach().clone()
+    try:
+        with torch.no_grad():
+            model.roi_heads.mask_head.predictor_bfg.bias[0::3] = 1e6
+        empty = predictor([image(64, 80)])
+        model.roi_heads.box_predictor.test_score_thresh = 1.0
+        empty += predictor([image(64, 80), image(80, 64)])
+    finally:
+        model.roi_heads.box_predictor.test_score_thresh = threshold
+        with torch.no_grad():
+            model.roi_heads.mask_head.predictor_bfg.bias.copy_(bias)
+    for found in empty:
+        assert found.counts == ()
+        assert found.classes.shape == found.scores.shape == found.areas.shape == (0,)
+        assert found.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (900, 2), (5000, 1)])
+def test_thin_images(model, cfg, shape):
+    """A thin image in a set of millions, of which resizing would leave nothing, must not take its shard down."""
+    [found, _] = Predictor(model, cfg)([image(*shape), image(64, 64)])
+    for counts, area in zip(found.counts, found.areas, strict=True):
+        assert mask_api.decode({"size": list(shape), "counts": counts}).sum() == area
+
+
+def test_training_after_labeling(cfg):
+    """Labeling leaves the model as it was: it can be trained afterwards, in the same process."""
+    torch.manual_seed(3)
+    model = small.model(cfg)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Predictor(model, cfg)([image(64, 64)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    head = model.roi_heads.mask_head.train()
+    head(torch.randn(1, 8, 14, 14), torch.randn(1, 8, 42, 42), small.proposals([1]))["loss_mask"].backward()
+    assert head.mask_fcn1.weight.grad is not None
+
+
+def test_half_precision(model, cfg):
+    """In bf16 the masks come out as valid RLE, mostly of the same pixels."""
+    pixels = [image(64, 96), image(64, 96)]
+    for found in Predictor(model, cfg, precision="bf16")(pixels):
+        assert len(found.counts) > 0
+        assert found.scores.dtype == np.float32
+        assert np.isfinite(found.scores).all()
+        decoded = [mask_api.decode({"size": [64, 96], "counts": counts}).sum() for counts in found.counts]
+        np.testing.assert_array_equal(decoded, found.areas)
+
+
+def test_fingerprint(cfg):
+    """Labels of different models, weights or precisions must not be mixed in one run."""
+    first = predict.fingerprint(cfg, "ab", precision="fp32")
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    assert predict.fingerprint(small.config("INPUT.FORMAT", "BGR"), "ab", precision="fp32") == first
+    others = {
+        predict.fingerprint(cfg, "ac", precision="fp32"),
+        predict.fingerprint(cfg, None, precision="fp32"),
+        predict.fingerprint(cfg, "ab", precision="bf16"),
+        predict.fingerprint(small.config("INPUT.MIN_SIZE_TEST", 65), "ab", precision="fp32"),
+    }
+    assert len(others | {first}) == 5
