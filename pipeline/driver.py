@@ -46,14 +46,14 @@ class Snapshot:
 
     shards: int
     done: int
-    failed: int
-    workers: int
-    images: int
-    labelled: int
-    empty: int
-    quarantined: int
-    instances: int
-    seconds: float
+    failed: int = 0
+    workers: int = 0
+    images: int = 0
+    labelled: int = 0
+    empty: int = 0
+    quarantined: int = 0
+    instances: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,8 @@ class Outcome:
 
     uri: str
     snapshot: Snapshot
-    failures: tuple[Failure, ...]
-    interrupted: str | None
+    failures: tuple[Failure, ...] = ()
+    interrupted: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -320,6 +320,9 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     manifest, founded = founding.open_run(config, store)
     pending = ledger.pending(manifest, ledger.committed_ids(store, config.output.uri))
     log.info("%d of %d shards to do, output at %s", len(pending), len(manifest.shards), config.output.uri)
+    if not pending:
+        shards = len(manifest.shards)
+        return Outcome(uri=config.output.uri, snapshot=Snapshot(shards=shards, done=shards))
     with _cluster(config.run.address), _caught_signals() as signals:
         pool = Pool(config, manifest, founded=founded, pending=pending, store=store)
         pool.work(report, signals)
