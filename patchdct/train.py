@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +49,7 @@ class DivergedError(RuntimeError):
 
 def prepare(*, seed: int, threads: int | None = None) -> str:
     """Seed torch, and set how many threads a CPU uses (None: as many as there are) -> the device to train on."""
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns of a call that detectron2 makes
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)  # vanishing gradients would slow a CPU's RoIAlign by orders of magnitude
     if threads:

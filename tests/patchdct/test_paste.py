@@ -1,4 +1,4 @@
-"""paste_rle against what it stands in for: detectron2's paste over the whole image, pycocotools' encode, area and toBbox."""
+"""`paste_rle` against what it stands in for: detectron2's paste over the whole image and pycocotools' RLE."""
 
 from __future__ import annotations
 
@@ -12,25 +12,16 @@ import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from detectron2.layers.mask_ops import _do_paste_mask
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
 from patchdct.paste import paste_rle
-from tests.patchdct.bench_paste import Image, coco_images
+from tests.patchdct.bench_paste import Image, coco_images, truth
 
 Array = npt.NDArray[np.float32]
 ULP = np.float32(2**-24)  # the next float32 below 0.5 is so much less
-
-
-def expected(values: Array, box: Array, height: int, width: int, threshold: float) -> tuple[str, int, list[float]]:
-    """Counts, area and box of one instance, by detectron2 and pycocotools."""
-    inputs = torch.from_numpy(values[None, None]), torch.from_numpy(box[None])
-    pasted, _ = _do_paste_mask(*inputs, height, width, skip_empty=False)
-    rle = coco_mask.encode(np.asfortranarray((pasted[0] >= threshold).numpy(), np.uint8))
-    return rle["counts"].decode(), int(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist()
 
 
 def mismatches(values: Array, boxes: Array, height: int, width: int, threshold: float = 0.5) -> list[int]:
@@ -38,7 +29,7 @@ def mismatches(values: Array, boxes: Array, height: int, width: int, threshold: 
     counts, areas, tight = paste_rle(values, boxes, height, width, threshold)
     assert (areas.dtype, tight.dtype, tight.shape) == (np.int64, np.float64, (len(values), 4))
     found = zip(counts, areas.tolist(), tight.tolist(), strict=True)
-    return [i for i, one in enumerate(found) if one != expected(values[i], boxes[i], height, width, threshold)]
+    return [i for i, one in enumerate(found) if one != truth(values[i], boxes[i], height, width, threshold)]
 
 
 def blobs(count: int, side: int, rng: np.random.Generator) -> Array:
@@ -143,22 +134,16 @@ def test_small_images(size: tuple[int, int]) -> None:
 @settings(max_examples=150)
 def test_any_mask_and_box(data: st.DataObject, side: int, height: int, width: int) -> None:
     """A combination that nobody thought of."""
-    values = data.draw(
-        arrays.arrays(
-            np.float32,
-            (2, side, side),
-            elements=st.sampled_from([0, 1, 0.5, 0.5 - float(ULP), 0.25, 0.75, -0.2, 1.2, 1e6, -1e6])
-            | st.floats(-2, 2, width=32),
-        )
-    )
-    coordinates = st.integers(-40, 60).map(lambda n: n / 2) | st.floats(-40, 60, width=32)
-    boxes = data.draw(arrays.arrays(np.float32, (2, 4), elements=coordinates))
+    usual = st.sampled_from([0, 1, 0.5, 0.5 - float(ULP), 0.25, 0.75, -0.2, 1.2, 1e6, -1e6])
+    values = data.draw(arrays.arrays(np.float32, (2, side, side), elements=usual | st.floats(-2, 2, width=32)))
+    halves = st.integers(-80, 120).map(lambda n: n / 2)
+    boxes = data.draw(arrays.arrays(np.float32, (2, 4), elements=halves | st.floats(-40, 60, width=32)))
     threshold = data.draw(st.sampled_from([0.5, 0.25, 0.3, 0.9]))
     assert mismatches(values, boxes, height, width, threshold) == []
 
 
 def test_overshoot_beyond_the_margin_of_detectron2() -> None:
-    """What a mask above 1 puts further than a pixel outside of its box is left out, as by detectron2's paste of a crop."""
+    """What a mask above 1 puts further than a pixel out of its box is left out, as by detectron2's paste of a crop."""
     values, box = np.full((1, 4, 4), 1.4, np.float32), np.array([[40, 40, 120, 120]], np.float32)
     _, _, tight = paste_rle(values, box, 160, 160)
     assert tight[0, 0] < 38
@@ -198,7 +183,7 @@ def test_layout_does_not_matter() -> None:
     turned, frozen = np.asfortranarray(values[::2]), boxes[::2].copy()
     frozen.flags.writeable = False
     assert paste_rle(turned, frozen, 60, 80)[0] == plain
-    assert plain == [expected(*one, 60, 80, 0.5)[0] for one in zip(values[::2], boxes[::2], strict=True)]
+    assert plain == [truth(*one, 60, 80)[0] for one in zip(values[::2], boxes[::2], strict=True)]
 
 
 def test_threads_do_not_meet() -> None:
