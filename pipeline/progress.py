@@ -43,7 +43,7 @@ def reporter() -> Iterator[Callable[[Snapshot], None]]:
     """A function to report to: a bar on a terminal, a line every half minute in a log."""
     if sys.stderr.isatty():
         bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
-        with bar:
+        with bar, _logging_above_the_bar():
             task = bar.add_task("starting")
             yield lambda now: bar.update(task, total=now.shards, completed=now.done, description=line(now))
         return
@@ -56,6 +56,19 @@ def reporter() -> Iterator[Callable[[Snapshot], None]]:
             log.info(line(now))
 
     yield to_log
+
+
+@contextmanager
+def _logging_above_the_bar() -> Iterator[None]:
+    """Send log lines through the stderr that rich puts in place of the real one while a bar is shown."""
+    streams = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
+    before = [(handler, handler.setStream(sys.stderr)) for handler in streams]
+    try:
+        yield
+    finally:
+        for handler, stream in before:
+            if stream is not None:
+                handler.setStream(stream)
 
 
 def summary(outcome: Outcome) -> str:
