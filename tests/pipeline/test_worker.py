@@ -23,7 +23,7 @@ from tests.pack import FORMS, as_coco
 COUNT = 23
 
 
-def label(uri: Path, out: Path, **changes: object) -> list[Commit]:
+def label(uri: Path | str, out: Path | str, **changes: object) -> list[Commit]:
     """Plan and label all shards of an input, as the driver does with its workers."""
     config = LabelConfig(
         input=InputConfig(uri=str(uri), images_per_shard=10),
@@ -41,7 +41,7 @@ def label(uri: Path, out: Path, **changes: object) -> list[Commit]:
     return [label_shard(shard, run=run, store=store, labeler=labeler) for shard in manifest.shards]
 
 
-def rows(out: Path) -> dict[str, ImageLabels]:
+def rows(out: Path | str) -> dict[str, ImageLabels]:
     return {row.key: row for row in runs.read_rows(Store(), str(out))}
 
 
@@ -95,7 +95,7 @@ def test_image_ids_are_stable_and_unique_over_shards(tmp_path: Path) -> None:
     for shard in range(3):
         write_tar(tmp_path / f"in/{shard}.tar", {f"{i}.png": draw(i) for i in range(5)})  # the same keys in each
     label(tmp_path / "in", tmp_path / "a")
-    label(tmp_path / "in", tmp_path / "b", labeler=LabelerConfig(score_threshold=0.3, batch_size=2))
+    label(tmp_path / "in", tmp_path / "b", labeler=LabelerConfig(name="tests.fakes:ThresholdLabeler", score_threshold=0.3))
     ids = [[row.image_id for row in runs.read_rows(Store(), str(tmp_path / name))] for name in ("a", "b")]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 15
@@ -133,6 +133,22 @@ def test_bad_images_are_rows_with_a_reason_and_the_shard_commits(tmp_path: Path)
     }
     assert (commit.images, commit.labelled, commit.empty, commit.quarantined) == (8, 2, 0, 6)
     assert commit.reasons == {"empty": 1, "not_an_image": 1, "too_large": 2, "truncated": 1, "unsupported": 1}
+
+
+def test_a_run_from_and_to_object_storage_has_the_rows_of_a_local_one(s3_uri: str, tmp_path: Path) -> None:
+    """Storage is where the images are; a run that only works on a disk works nowhere."""
+    store = Store()
+    for shard in range(2):
+        tar = write_tar(tmp_path / f"in/{shard}.tar", {f"{shard}-{i}.png": draw(i) for i in range(6)})
+        store.put(f"{s3_uri}/in/{shard}.tar", tar)
+        store.put(f"{s3_uri}/loose/{shard}.png", draw(50 + shard))
+    label(tmp_path / "in", tmp_path / "run")
+    commits = label(f"{s3_uri}/in", f"{s3_uri}/run")
+    assert sum(one.images for one in commits) == 12
+    local, remote = rows(tmp_path / "run"), rows(f"{s3_uri}/run")
+    assert {key: content(row) for key, row in remote.items()} == {key: content(row) for key, row in local.items()}
+    label(f"{s3_uri}/loose", f"{s3_uri}/run2")
+    assert sorted(rows(f"{s3_uri}/run2")) == ["0.png", "1.png"]
 
 
 def test_the_second_of_two_commits_yields_and_removes_its_files(tmp_path: Path) -> None:
