@@ -95,7 +95,8 @@ def test_image_ids_are_stable_and_unique_over_shards(tmp_path: Path) -> None:
     for shard in range(3):
         write_tar(tmp_path / f"in/{shard}.tar", {f"{i}.png": draw(i) for i in range(5)})  # the same keys in each
     label(tmp_path / "in", tmp_path / "a")
-    label(tmp_path / "in", tmp_path / "b", labeler=LabelerConfig(name="tests.fakes:ThresholdLabeler", score_threshold=0.3))
+    other = LabelerConfig(name="tests.fakes:ThresholdLabeler", score_threshold=0.3, batch_size=2)
+    label(tmp_path / "in", tmp_path / "b", labeler=other)
     ids = [[row.image_id for row in runs.read_rows(Store(), str(tmp_path / name))] for name in ("a", "b")]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 15
