@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import LabelingError, UserError
@@ -29,13 +30,17 @@ def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple
 
 
 def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) -> int:
-    """Run `work` with plain log lines; an error of ours becomes one sentence and an exit status.
+    """Run `work` with plain log lines, without warnings of libraries (unless python's -W asks for them).
+
+    An error of ours becomes one sentence and an exit status.
 
     `refused` are further exceptions that speak of the user's input.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for ours_only in ("jobs", "pipeline", "patchdct"):  # the libraries' own INFO lines are of no use to a user
         logging.getLogger(ours_only).setLevel(logging.INFO)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     ours: tuple[type[Exception], ...] = (LabelingError, *refused)
     try:
         return work()
@@ -43,5 +48,5 @@ def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) 
         print("stopped", file=sys.stderr)
         return UNFINISHED
     except ours as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {str(error).removesuffix('.')}", file=sys.stderr)
         return UNFINISHED if isinstance(error, LabelingError) and not isinstance(error, UserError) else REFUSED

@@ -12,13 +12,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jobs import command
+from jobs import coco_json, command
 from patchdct import evaluate
+from patchdct.errors import DataError
 from pipeline import ledger, runs
 from pipeline.coco_file import annotations_of
 from pipeline.config import EvaluateConfig, load
 from pipeline.errors import NotFoundError, UserError
-from pipeline.store import Store, join
+from pipeline.founding import check_writable
+from pipeline.store import Store, join, redact
 
 log = logging.getLogger("jobs.evaluate")
 
@@ -27,20 +29,18 @@ def run(config: EvaluateConfig, store: Store) -> dict[str, Any]:
     """Evaluate, write the report where one is wanted, and return it.
 
     Raises:
-        UserError: predictions or truth that cannot be read, or do not fit each other.
+        UserError, DataError: predictions or truth that cannot be read, or do not fit each other.
     """
     truth = _json(config.truth.annotations, store, "truth.annotations", "a COCO json")
-    if not isinstance(truth, dict) or not {"images", "annotations", "categories"} <= truth.keys():
-        raise UserError(
-            f"truth.annotations: {config.truth.annotations} is no COCO json with images, annotations, categories"
-        )
+    coco_json.check_truth(truth, f"truth.annotations: {redact(config.truth.annotations)}")
     if store.exists(join(config.predictions, "manifest.json")):
         results, image_ids = _results_of_run(config.predictions, truth, store)
     else:
-        found = _json(config.predictions, store, "predictions", "a labeling run or a COCO results json")
-        if not isinstance(found, list):
-            raise UserError(f"predictions: {config.predictions} is no COCO results json, which is a list")
-        results, image_ids = found, None
+        results = _json(config.predictions, store, "predictions", "a labeling run or a COCO results json")
+        coco_json.check_results(results, f"predictions: {redact(config.predictions)}")
+        image_ids = None
+    if config.output is not None:
+        check_writable("output", config.output, store)
     report = evaluate.evaluate(
         truth, results, metrics=config.metrics, max_detections=config.max_detections, image_ids=image_ids
     )
@@ -71,9 +71,11 @@ def _json(uri: str, store: Store, key: str, what: str) -> Any:
     try:
         return json.loads(store.get(uri))
     except NotFoundError as error:
-        raise UserError(f"{key}: {uri} is not there; give {what}") from error
-    except (UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{key}: {uri} is no JSON ({error}); give {what}") from error
+        raise UserError(f"{key}: {str(error).rstrip('.')}; give {what}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{key}: {redact(uri)} is no JSON ({error}); give {what}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{key}: {redact(uri)} is no JSON; give {what}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(report))
         return command.DONE
 
-    return command.guarded(work, (ValueError,))
+    return command.guarded(work, (DataError,))
 
 
 if __name__ == "__main__":

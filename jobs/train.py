@@ -6,18 +6,21 @@ Runs on this machine; the model, the losses, the schedule and the checkpoint are
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs import command
+from jobs import coco_json, command
 from patchdct import build, checkpoint, data, train
 from patchdct.config import load_config
 from patchdct.errors import DataError, ModelError
 from pipeline import __version__
 from pipeline.config import TrainConfig, load
+from pipeline.errors import RunError, UserError
+from pipeline.store import scheme
 
 log = logging.getLogger("jobs.train")
 
@@ -29,10 +32,15 @@ def run(config: TrainConfig) -> Path:
         ValueError: data, model config or weights that cannot be used, in one sentence.
         patchdct.train.DivergedError: the loss is not finite.
     """
-    out = Path(config.run.storage) / config.run.name / "model.pth"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = _folder(config.run.storage) / config.run.name / "model.pth"
     device = train.prepare(seed=config.run.seed, threads=config.run.threads)
-    truth = data.read_coco(Path(config.data.train.annotations), Path(config.data.train.images))
+    images = Path(config.data.train.images)
+    if not images.is_dir():
+        raise UserError(f"data.train.images is {images}, which is no folder")
+    truth = data.read_coco(Path(config.data.train.annotations), images)
+    for record in truth.records:
+        masks = (annotation["segmentation"] for annotation in record["annotations"])
+        coco_json.check_masks(masks, f"{config.data.train.annotations}: annotations of {record['file_name']}")
     classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(truth.categories)))
     cfg = load_config(config.model.config, (*config.model.overrides, *classes))
     weights = Path(config.model.weights) if config.model.weights else None
@@ -49,6 +57,7 @@ def run(config: TrainConfig) -> Path:
         ema=config.schedule.ema,
         precision=config.schedule.precision,
     )
+    _make_writable(out.parent)
     log.info("%d images, %d classes, %d steps on %s", len(samples), len(truth.categories), steps, device)
     start = time.monotonic()
     recent: deque[train.Progress] = deque(maxlen=20)
@@ -76,6 +85,22 @@ def run(config: TrainConfig) -> Path:
     return out
 
 
+def _folder(storage: str) -> Path:
+    if scheme(storage):
+        raise UserError(f"run.storage is {storage}; accepted is a local folder")
+    return Path(storage)
+
+
+def _make_writable(folder: Path) -> None:
+    """Make the folder of the checkpoint now rather than after hours of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.storage: {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"run.storage: {folder} cannot be written")
+
+
 def _line(recent: Sequence[train.Progress], steps: int) -> str:
     """The last steps in one line: mean losses, rate, speed, time left."""
     last = recent[-1]
@@ -96,9 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             log.info("wrote %s", run(load(TrainConfig, options.config, options.set)))
         except train.DivergedError as error:
-            log.error("%s; the last checkpoint is kept", error)
-            return 1
-        return 0
+            raise RunError(f"{str(error).rstrip('.')}; checkpoints written before that are kept") from error
+        return command.DONE
 
     return command.guarded(work, (ModelError, DataError))
 

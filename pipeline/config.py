@@ -9,25 +9,61 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import UserError
+from pipeline.records import ROW_BITS
 
 Positive: TypeAlias = Annotated[int, Field(gt=0)]
 Natural: TypeAlias = Annotated[int, Field(ge=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Texts: TypeAlias = Annotated[tuple[Text, ...], Field(min_length=1)]
+#: A word of a list of yacs KEY VALUE pairs, whose numbers YAML reads as such.
+Word: TypeAlias = Annotated[str, BeforeValidator(str)]
 InputFormat: TypeAlias = Literal["auto", "tar", "parquet", "images", "coco"]
 OutputFormat: TypeAlias = Literal["parquet", "coco"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
 _STRICT = ConfigDict(extra="forbid")
+
+#: What PyYAML raises for a text that it cannot read, or a value such as the date 2001-99-99.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+_UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
+#: What is accepted, by pydantic's name for a fault, or the first word of that.
+_ACCEPTED = {
+    "bool": "true or false",
+    "finite": "a finite number",
+    "float": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "int": "a whole number",
+    "less_than_equal": "{le} or less",
+    "literal_error": "{expected}",
+    "string": "a text",
+    "string_too_short": "a text that is not empty",
+    "too_short": "a list that is not empty",
+    "tuple": "a list",
+    "value_error": "{error}",
+}
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring = 2, 80
+
+
+def _part_or_whole(number: float) -> float:
+    """What Ray gives of a GPU."""
+    if number > 1 and number % 1:
+        raise ValueError("a part of 1, or a whole number")
+    return number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +75,9 @@ class InputConfig:
     """
 
     __pydantic_config__ = _STRICT
-    uri: Text | tuple[Text, ...]
+    uri: Text | Texts
     format: InputFormat = "auto"
-    images_per_shard: Positive = 1000
+    images_per_shard: Annotated[int, Field(gt=0, le=1 << ROW_BITS)] = 1000
     images: Text | None = None
     image_column: Text | None = None
     key_column: Text | None = None
@@ -74,14 +110,14 @@ class LabelerConfig:
     name: Text = "patchdct"
     config: Text | None = None
     weights: Text | None = None
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[Word, ...] = ()
     score_threshold: Share = 0.05
     max_instances: Positive = 100
     batch_size: Positive = 8
     precision: Precision = "fp32"
     min_size: Positive | None = None
     max_size: Positive | None = None
-    categories: Text | tuple[Text, ...] | None = None
+    categories: Text | Texts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +127,10 @@ class WorkersRange:
     __pydantic_config__ = _STRICT
     min: Positive
     max: Positive
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError("a range whose min is not above its max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +145,8 @@ class RunConfig:
     __pydantic_config__ = _STRICT
     address: Text | None = None
     workers: Positive | WorkersRange | None = None
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    cpus_per_worker: Annotated[float, Field(gt=0)] | None = None
+    gpus_per_worker: Annotated[Finite, Field(ge=0), AfterValidator(_part_or_whole)] | None = None
+    cpus_per_worker: Annotated[Finite, Field(gt=0)] | None = None
     max_attempts: Positive = 3
     shard_timeout_s: Positive = 3600
     accept_changes: bool = False
@@ -162,7 +202,7 @@ class ModelConfig:
     __pydantic_config__ = _STRICT
     config: Text
     weights: Text | None = None
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +212,10 @@ class ScheduleConfig:
     __pydantic_config__ = _STRICT
     steps: Positive
     batch_size: Positive
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[Finite, Field(gt=0)]
     warmup: Natural = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[Finite, Field(ge=0)] = 0.05
+    clip: Annotated[Finite, Field(gt=0)] = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: Share = 0.0
 
@@ -246,8 +286,8 @@ def load(kind: type[Config], path: str, settings: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: no such config file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except _NO_YAML as error:
+        raise UserError(f"{path} is no valid YAML: {_reason(error)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no mapping of keys; see configs/ for examples")
     for setting in settings:
@@ -255,7 +295,8 @@ def load(kind: type[Config], path: str, settings: Sequence[str] = ()) -> Config:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentence(kind, error)}") from None
+        key, sentence = _fault(kind, error)
+        raise UserError(f"{'--set' if _is_set(key, settings) else path}: {sentence}") from None
 
 
 def fingerprint(value: object) -> str:
@@ -266,12 +307,12 @@ def fingerprint(value: object) -> str:
 def _apply(raw: dict[str, Any], setting: str) -> None:
     """Put `a.b=value`, the value as YAML, into a nested mapping."""
     key, sign, text = setting.partition("=")
-    if not sign or not key:
+    if not sign or not all(key.split(".")):
         raise UserError(f"--set {setting}: write it as key=value, for example --set run.workers=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting}: the value is no valid YAML ({' '.join(str(error).split())})") from error
+    except _NO_YAML as error:
+        raise UserError(f"--set {setting}: the value is no valid YAML: {_reason(error)}") from error
     *parents, last = key.split(".")
     node = raw
     for name in parents:
@@ -284,33 +325,76 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     node[last] = value
 
 
-def _sentence(kind: type[Any], error: ValidationError) -> str:
-    """The first fault of a validation, in words."""
-    fault = error.errors(include_url=False)[0]
-    path = [
-        str(p) for p in fault["loc"] if str(p).islower() and not str(p).startswith(("constrained", "function", "tuple"))
-    ]
+def _is_set(key: str, settings: Sequence[str]) -> bool:
+    """Whether a key, or one above or below it, is among `key=value` settings."""
+    place = key.replace("[", ".") + "."
+    set_places = (f"{setting.partition('=')[0]}." for setting in settings)
+    return any(place.startswith(one) or one.startswith(place) for one in set_places)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a YAML, without the excerpts that PyYAML adds."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.reader.ReaderError):
+        return "it is no text in UTF-8"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, in line {error.problem_mark.line + 1}"
+    return str(error)
+
+
+def _fault(kind: type[Any], error: ValidationError) -> tuple[str, str]:
+    """The key and the sentence of the fault that says most: an unknown key, else the one deepest in the config."""
     known = _keys(kind)
-    key = ".".join(path)
-    while path and key not in known and fault["type"] != "unexpected_keyword_argument":
-        path.pop()
-        key = ".".join(path)
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(key, known, n=1)
-        return f"{key} is no known key" + (f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}")
-    if fault["type"] in ("missing", "missing_argument"):
-        return f"{key or '.'.join(str(p) for p in fault['loc'])} is missing"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key} is {fault['input']!r}: {message}"
+    faults = [(_key(fault, known), fault) for fault in error.errors(include_url=False)]
+    key, first = max(faults, key=lambda one: (one[1]["type"] in _UNKNOWN, len(one[1]["loc"])))
+    if first["type"] in _UNKNOWN:
+        group = [one for one in known if one.rpartition(".")[0] == key.rpartition(".")[0]]
+        names = {one.rpartition(".")[2]: one for one in (*known, *group)}
+        near = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+        hint = f"did you mean {names[near[0]]}?" if near else f"known are {', '.join(group)}"
+        return key, f"{key} is no known key; {hint}"
+    if first["type"] == "missing":
+        return key, f"{key} is missing"
+    accepted = dict.fromkeys(_accepted(key, fault, known) for its_key, fault in faults if its_key == key)
+    return key, f"{key} is {_shown(first['input'])}; it must be {', or '.join(accepted)}"
+
+
+def _key(fault: ErrorDetails, known: Sequence[str]) -> str:
+    """The dotted key of a fault, whose place also names alternatives of a type, such as "constrained-int"."""
+    key = ""
+    for number, part in enumerate(fault["loc"], start=1):
+        longer = f"{key}.{part}" if key else str(part)
+        if longer in known or (number == len(fault["loc"]) and fault["type"] in _UNKNOWN):
+            key = longer
+        elif isinstance(part, int):
+            key += f"[{part}]"
+    return key
+
+
+def _accepted(key: str, fault: ErrorDetails, known: Sequence[str]) -> str:
+    """What is accepted where this fault was found."""
+    if fault["type"] == "dataclass_type":
+        members = [one.removeprefix(f"{key}.") for one in known if one.startswith(f"{key}.")]
+        return f"a group of keys ({', '.join(members)})"
+    words = _ACCEPTED.get(fault["type"]) or _ACCEPTED.get(fault["type"].partition("_")[0]) or fault["msg"]
+    unquoted = fault["type"] == "string_type" and not isinstance(fault["input"], list | dict | None)
+    return words.format(**fault.get("ctx", {})) + (" in quotes" if unquoted else "")
+
+
+def _shown(value: object) -> str:
+    """A value about as YAML has it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return _BRIEF.repr(value) if isinstance(value, str | list | dict) else str(value)
 
 
 def _keys(kind: type[Any], prefix: str = "") -> list[str]:
     """The dotted names of all keys of a config class, groups included."""
     keys = []
-    hints: Mapping[str, Any] = {f.name: f.type for f in dataclasses.fields(kind)}
-    for name, hint in hints.items():
+    for name, hint in get_type_hints(kind).items():
         keys.append(prefix + name)
-        group = globals().get(hint) if isinstance(hint, str) else hint
-        if isinstance(group, type) and dataclasses.is_dataclass(group):
-            keys += _keys(group, f"{prefix}{name}.")
+        for option in (hint, *get_args(hint)):
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                keys += _keys(option, f"{prefix}{name}.")
     return keys

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from pipeline import __version__, ledger
+from pipeline import __version__, labelers, ledger
 from pipeline.config import LabelConfig
 from pipeline.errors import StoreError, UnreachableError, UserError
 from pipeline.plan import Planned, plan
 from pipeline.records import SCHEMA_VERSION, LabelerInfo, Manifest
 from pipeline.store import Store, absolute, join, redact, scheme
+from pipeline.store.uris import HIDDEN
 
 log = logging.getLogger("pipeline.run")
+
+_CONNECT_S = 5.0
+_PROBE = re.compile(rf"((?<!/)/)?{re.escape(HIDDEN)}probe-\w+")
 
 
 def located(config: LabelConfig, *, in_ray_job: bool = False) -> LabelConfig:
@@ -56,18 +62,40 @@ def planned_shards(config: LabelConfig, store: Store) -> Iterator[Planned]:
 
 
 def check_output(config: LabelConfig, store: Store) -> None:
-    """Make sure, before any work is done, that the output can be written and knows put-if-absent.
+    """Make sure, before any work is done, that the output can be written; see `check_writable`."""
+    check_writable("output.uri", config.output.uri, store)
+
+
+def check_writable(key: str, uri: str, store: Store) -> None:
+    """Make sure that the place which a key of the config names can be written and knows put-if-absent.
 
     Raises:
         UserError: it cannot, or does not.
         UnreachableError: the storage does not answer; that may be another matter in a minute.
     """
     try:
-        store.probe(config.output.uri)
-    except (UserError, UnreachableError):
-        raise
-    except StoreError as error:
-        raise UserError(f"output.uri is {redact(config.output.uri)}, which cannot be written: {error}") from error
+        store.probe(uri)
+    except (StoreError, UserError) as error:
+        kind = UnreachableError if isinstance(error, UnreachableError) else UserError
+        raise kind(f"{key} cannot be written: {_PROBE.sub('', str(error))}") from error
+
+
+def check_address(address: str | None) -> None:
+    """Make sure that something listens at the address of a Ray cluster; Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing does, or it is no address.
+    """
+    if address is None or address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise UserError(f"run.address is {address!r}; accepted are host:port, ray://host:port and auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"run.address is {address!r}, where no Ray cluster answers: {reason.lower()}") from error
 
 
 def open_run(config: LabelConfig, store: Store) -> tuple[Manifest, bool]:
@@ -77,8 +105,10 @@ def open_run(config: LabelConfig, store: Store) -> tuple[Manifest, bool]:
     its manifest not yet, since that also says which labeler it is for; see `found`.
 
     Raises:
-        UserError: the input is refused, or the run there was made with another config.
+        UserError: the input, the labeler or the cluster is refused, or the run there was made with another config.
     """
+    check_address(config.run.address)
+    labelers.check(config.labeler, store)
     uri = config.output.uri
     if store.exists(join(uri, "manifest.json")):
         manifest = ledger.read_manifest(store, uri)

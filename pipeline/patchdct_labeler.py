@@ -16,8 +16,7 @@ from patchdct.errors import ModelError
 from pipeline.config import LabelerConfig
 from pipeline.errors import NotFoundError, UserError
 from pipeline.records import Category, Instances, Pixels
-from pipeline.store import Store, name, scheme
-from pipeline.store.uris import local_path
+from pipeline.store import Store, local_path, name, redact, scheme
 
 
 class PatchDCTLabeler:
@@ -34,25 +33,25 @@ class PatchDCTLabeler:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(1)  # workers are what uses the cores; more threads cost more than they bring
-        try:
-            self._build(config, store, device)
-        except ModelError as error:
-            raise UserError(str(error)) from error
-
-    def _build(self, config: LabelerConfig, store: Store, device: str) -> None:
         if config.weights is None:
             raise UserError("labeler.weights is missing; give the path or URI of a checkpoint")
         weights = _read_weights(config.weights, store)
-        overrides = [*config.overrides, *_overrides(config)]
+        try:
+            self._build(config, store, weights, device)
+        except ModelError as error:
+            raise UserError(str(error).replace(str(weights.path), redact(config.weights))) from error
+
+    def _build(self, config: LabelerConfig, store: Store, weights: checkpoint.Checkpoint, device: str) -> None:
+        overrides = _overrides(config)
         if config.config is not None:
-            cfg = load_config(config.config, overrides)
+            cfg = load_config(_local_config(config.config), overrides)
         elif weights.config is not None:
             cfg = load_config(text=weights.config, overrides=overrides)
         else:
-            raise UserError(f"{config.weights} carries no model config; name one with labeler.config")
+            raise ModelError(f"checkpoint {weights.path} holds no model config; name one with labeler.config")
+        model, _ = build.build_model(cfg, device=device, weights=weights)
         self.categories = _categories(config, store, weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self._ids = np.array([c.id for c in self.categories], np.int32)
-        model, _ = build.build_model(cfg, device=device, weights=weights)
         self._predict = predict.Predictor(model, cfg, precision=config.precision)
         self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision)
 
@@ -71,22 +70,42 @@ class PatchDCTLabeler:
 
 
 def _read_weights(uri: str, store: Store) -> checkpoint.Checkpoint:
-    """Read a checkpoint from wherever it is; one that is not local passes through a temporary file."""
+    """Read a checkpoint from wherever it is; one that is not local passes through a temporary file.
+
+    Raises:
+        UserError: it is not there, or no checkpoint.
+    """
     if scheme(uri) in ("", "file"):
-        return checkpoint.read_checkpoint(local_path(uri))
+        try:
+            return checkpoint.read_checkpoint(local_path(uri))
+        except ModelError as error:
+            raise UserError(f"labeler.weights: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / name(uri)
         try:
             with store.open(uri) as source, local.open("wb") as target:
                 while block := source.read(1 << 22):
                     target.write(block)
-        except NotFoundError as error:
-            raise UserError(f"labeler.weights: {error}") from error
-        return checkpoint.read_checkpoint(local)
+            return checkpoint.read_checkpoint(local)
+        except (ModelError, NotFoundError) as error:
+            raise UserError(f"labeler.weights: {error}".replace(str(local), redact(uri))) from error
+
+
+def _local_config(uri: str) -> str:
+    if scheme(uri) not in ("", "file"):
+        raise UserError(
+            f"labeler.config is {redact(uri)}; accepted are a local file, and null for the config in the checkpoint"
+        )
+    return local_path(uri)
 
 
 def _overrides(config: LabelerConfig) -> list[str]:
-    """The settings of a labeler as yacs KEY VALUE pairs: detections are thresholded and capped before the mask head."""
+    """The user's yacs KEY VALUE pairs, and those of settings: detections are capped before the mask head."""
+    if len(config.overrides) % 2:
+        raise UserError(
+            f"labeler.overrides has {len(config.overrides)} items; accepted is one list of KEY VALUE pairs, such as "
+            "[MODEL.ROI_HEADS.NUM_CLASSES, 3]"
+        )
     pairs: dict[str, object] = {
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": config.score_threshold,
         "TEST.DETECTIONS_PER_IMAGE": config.max_instances,
@@ -95,7 +114,7 @@ def _overrides(config: LabelerConfig) -> list[str]:
         pairs["INPUT.MIN_SIZE_TEST"] = config.min_size
     if config.max_size is not None:
         pairs["INPUT.MAX_SIZE_TEST"] = config.max_size
-    return [text for key, value in pairs.items() for text in (key, str(value))]
+    return [*config.overrides, *(text for key, value in pairs.items() for text in (key, str(value)))]
 
 
 def _categories(
@@ -103,18 +122,21 @@ def _categories(
 ) -> tuple[Category, ...]:
     """The meaning of the model's classes: as configured, else the checkpoint's, else COCO's 80 or Cityscapes' 8."""
     if config.categories is None:
-        source, found = "the checkpoint", weights.categories or categories.known(count)
+        source, found = f"checkpoint {weights.path}", weights.categories or categories.known(count)
         if found is None:
             raise UserError(
                 f"the model has {count} classes and the checkpoint does not name them; set labeler.categories to a "
                 "list of names, a text file with a name a line, or a JSON file with their ids and names"
             )
     elif isinstance(config.categories, str):
-        source, found = config.categories, _read_categories(config.categories, store)
+        source = f"labeler.categories: {redact(config.categories)}"
+        found = _read_categories(config.categories, store)
     else:
         source, found = "labeler.categories", tuple(enumerate(config.categories, start=1))
-    if len(found) != count or len({i for i, _ in found}) != count:
-        raise UserError(f"{source} names {len(found)} categories for a model of {count} classes; give each its own id")
+    if len(found) != count:
+        raise ModelError(f"{source} names {len(found)} categories, and the model has {count} classes")
+    if len({number for number, _ in found}) != count:
+        raise ModelError(f"{source} gives the same id to several categories; each needs its own")
     return tuple(Category(id=i, name=name) for i, name in found)
 
 
@@ -129,8 +151,8 @@ def _read_categories(uri: str, store: Store) -> tuple[tuple[int, str], ...]:
         return tuple(sorted((int(row["id"]), str(row["name"])) for row in rows))
     except NotFoundError as error:
         raise UserError(f"labeler.categories: {error}") from error
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"labeler.categories: {uri} holds no categories ({error!r}); accepted are a JSON list of id and name, a "
-            "COCO json, and a text file with a name a line"
+            f"labeler.categories: {redact(uri)} holds no categories; accepted are a JSON list of objects with id and "
+            "name, a COCO json, and a text file with a name a line"
         ) from error

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from pipeline.driver import Outcome, Snapshot
+from pipeline.records import Failure
+from pipeline.store import redact
 
 log = logging.getLogger("pipeline.run")
 
@@ -71,19 +73,25 @@ def _logging_above_the_bar() -> Iterator[None]:
                 handler.setStream(stream)
 
 
+def _failure(failure: Failure) -> str:
+    uri, error = redact(failure.uri), failure.error.removesuffix(".")
+    what = error if uri in error else f"{uri}: {error}"
+    return f"set aside after {failure.attempts} attempt{'s' * (failure.attempts > 1)}: {what}"
+
+
 def summary(outcome: Outcome) -> str:
     """The end of a run for a person: what was done, what was not and why, and what to do next."""
     now = outcome.snapshot
     lines = [
-        f"{now.done} of {now.shards} shards are committed at {outcome.uri}",
+        f"{now.done} of {now.shards} shards are committed at {redact(outcome.uri)}",
         f"this time: {now.images} images = {now.labelled} labelled + {now.empty} empty + {now.quarantined} quarantined"
         f", {now.instances} masks, in {now.seconds:.0f} s",
     ]
-    lines += [
-        f"set aside after {f.attempts} attempt{'s' * (f.attempts > 1)}: {f.uri}: {f.error}" for f in outcome.failures
-    ]
+    lines += map(_failure, outcome.failures)
     if outcome.interrupted:
         lines.append(f"stopped by {outcome.interrupted}; run the same command again to go on")
     elif not outcome.complete:
-        lines.append("run the same command again to try what was set aside")
+        lines.append(
+            "run the same command again to try what was set aside; a file that was replaced needs another output.uri"
+        )
     return "\n".join(lines)
