@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(sentence: str, code: int) -> int:
-    click.echo(f"error: {sentence}", err=True)
+    click.echo(f"error: {sentence.removesuffix('.')}", err=True)
     return code
 
 

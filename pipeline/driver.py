@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # else Ray's own lines mix with ours; it is read at import
+
 import ray
 from ray import exceptions as ray_errors
 from ray._private.state import state as cluster_state
@@ -27,7 +29,7 @@ from pipeline.config import LabelConfig, WorkersRange
 from pipeline.errors import LabelingError, RunError, ShardError, StoreError, UnreachableError, UserError
 from pipeline.leases import Leases
 from pipeline.records import Commit, Failure, LabelerInfo, Manifest, Shard
-from pipeline.store import Store
+from pipeline.store import Store, redact
 from pipeline.worker import Run, Worker
 
 log = logging.getLogger("pipeline.run")
@@ -109,7 +111,7 @@ def verdict(error: ray_errors.RayError) -> Verdict:
     if isinstance(error, ray_errors.OutOfMemoryError):
         return Verdict(blame="shard", reason="the worker was killed because its node ran out of memory")
     detail = text.partition("Worker exit detail: ")[2] or text
-    return Verdict(blame="shard", reason=f"the worker process died: {detail[:200].strip()}")
+    return Verdict(blame="shard", reason=f"the worker process died: {detail.partition(' Some common causes')[0]}")
 
 
 class Actor:
@@ -286,7 +288,7 @@ class Pool:
         if failure is None:
             log.warning("%s; the shard is tried again", reason)
             return
-        log.error("set aside: %s (%s)", failure.uri, failure.error)
+        log.error("set aside: %s: %s", redact(failure.uri), failure.error)
         self._failures.append(failure)
         ledger.record_failure(self._store, self._config.output.uri, failure)
 
@@ -319,7 +321,7 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     founding.check_output(config, store)
     manifest, founded = founding.open_run(config, store)
     pending = ledger.pending(manifest, ledger.committed_ids(store, config.output.uri))
-    log.info("%d of %d shards to do, output at %s", len(pending), len(manifest.shards), config.output.uri)
+    log.info("%d of %d shards to do, output at %s", len(pending), len(manifest.shards), redact(config.output.uri))
     if not pending:
         shards = len(manifest.shards)
         return Outcome(uri=config.output.uri, snapshot=Snapshot(shards=shards, done=shards))

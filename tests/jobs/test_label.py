@@ -1,4 +1,4 @@
-"""`python -m jobs.label` as a user runs it: killed, stopped, started again, fed wrong input."""
+"""`python -m jobs.label` as a user runs it: killed, stopped, started again."""
 
 from __future__ import annotations
 
@@ -112,30 +112,3 @@ def test_a_stopped_run_says_how_to_go_on(tars: Path, tmp_path: Path, number: sig
     assert code == 1
     assert f"stopped by {number.name}; run the same command again to go on" in stdout
     assert not list((tmp_path / "out/failures").glob("*"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (["input.uri={tmp}/nothing"], "there is nothing at"),
-        (["input.uri={tmp}/empty"], "there is nothing at"),
-        (["input.format=zip"], "input.format is 'zip': input should be 'auto', 'tar', 'parquet', 'images' or 'coco'"),
-        (["labeler.batchsize=3"], "labeler.batchsize is no known key; did you mean labeler.batch_size?"),
-        (["run.workers=many"], "run.workers is 'many'"),
-        (["output.uri={tmp}/file/out"], "file"),
-        (["run.workers"], "write it as key=value"),
-    ],
-)
-def test_wrong_input_is_one_sentence_and_exit_status_2(
-    tars: Path, tmp_path: Path, settings: list[str], sentence: str
-) -> None:
-    """A traceback, or an exit status 1, leaves the user guessing whether to mend the config or to run again."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("in the way")
-    code, stdout, err = finish(start(write_config(tmp_path, tars), *(s.format(tmp=tmp_path) for s in settings)))
-    assert code == 2, err
-    assert stdout == ""
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, err
-    assert sentence in lines[0]
-    assert not (tmp_path / "out/manifest.json").exists()
