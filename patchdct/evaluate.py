@@ -237,7 +237,7 @@ def _rle(row: Mapping[str, Any], images: Mapping[int, Any], what: str) -> dict[s
     if isinstance(segmentation, list):
         return dict(mask_api.merge(mask_api.frPyObjects(segmentation, *size)))
     if not isinstance(segmentation, Mapping):
-        raise DataError(f"The {what} of image {row['image_id']} has no segmentation; COCO RLE or polygons are accepted.")
+        raise DataError(f"The {what} of image {row['image_id']} has no segmentation; COCO RLE or polygons are taken.")
     if list(segmentation["size"]) != size:
         raise DataError(
             f"The {what} of image {row['image_id']} has a mask of {list(segmentation['size'])} (height, width), "
