@@ -122,7 +122,7 @@ class LabelerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkersRange:
-    """At least and at most how many workers."""
+    """At most `max` workers; a run with fewer than `min` for a minute says so."""
 
     __pydantic_config__ = _STRICT
     min: Positive

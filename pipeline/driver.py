@@ -157,7 +157,7 @@ class Pool:
         self._in_a_row: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._start = self._notice = time.monotonic()
-        self._limit, self._resources = _size(config)
+        self._least, self._limit, self._resources = _size(config)
 
     def work(self, report: Callable[[Snapshot], None], signals: list[str]) -> None:
         """Label until every shard is done or set aside, or until a signal comes in.
@@ -210,12 +210,15 @@ class Pool:
             self._members[self._hired] = Member(handle)
             self._tasks[handle.start.remote(self._config, str(Path.cwd()))] = self._hired
             self._hired += 1
-        if any(member.node for member in self._members.values()):
+        started = sum(member.node is not None for member in self._members.values())
+        if started >= min(self._least, len(self._members)):
             self._notice = time.monotonic()
         elif time.monotonic() - self._notice > PLACE_NOTICE_S:
             self._notice = time.monotonic()
             log.warning(
-                "no worker has started yet: each asks for %s, and the cluster has %s",
+                "%d of at least %d workers have started: each asks for %s, and the cluster has %s",
+                started,
+                self._least,
                 self._resources,
                 {name: _cluster_resources().get(name, 0) for name in ("CPU", "GPU")},
             )
@@ -331,8 +334,8 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
         return pool.outcome(signals[0] if signals else None)
 
 
-def _size(config: LabelConfig) -> tuple[int, dict[str, float]]:
-    """How many workers at most, and what each one asks of Ray.
+def _size(config: LabelConfig) -> tuple[int, int, dict[str, float]]:
+    """How many workers at least (else the user is told) and at most, and what each one asks of Ray.
 
     Raises:
         UserError: a worker that fits no cluster such as this.
@@ -351,10 +354,9 @@ def _size(config: LabelConfig) -> tuple[int, dict[str, float]]:
                 )
     workers = config.run.workers
     if workers is None:
-        limit = max(1, int(gpus / per_worker)) if per_worker else 1
-    else:
-        limit = workers.max if isinstance(workers, WorkersRange) else workers
-    return limit, {"num_gpus": per_worker, "num_cpus": cpus}
+        workers = max(1, int(gpus / per_worker)) if per_worker else 1
+    least, most = (workers.min, workers.max) if isinstance(workers, WorkersRange) else (1, workers)
+    return least, most, {"num_gpus": per_worker, "num_cpus": cpus}
 
 
 def _cluster_resources() -> dict[str, float]:
