@@ -59,6 +59,14 @@ def rows(out: Path) -> dict[str, tuple[object, ...]]:
     }
 
 
+def assert_same(found: dict[str, tuple[object, ...]], expected: dict[str, tuple[object, ...]]) -> None:
+    """The same masks to the bit; scores to the last bits of float32, as sums depend on what else is in a batch."""
+    assert found.keys() == expected.keys()
+    for key, (*row, scores) in found.items():
+        assert row == list(expected[key][:-1]), key
+        assert scores == pytest.approx(expected[key][-1], abs=1e-5), key
+
+
 @pytest.fixture(scope="module")
 def from_tars(photographs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over the photographs in tar shards."""
@@ -82,16 +90,16 @@ def test_photographs_give_the_same_rows_from_every_form(
         done = command("jobs.label", "--config", str(config))
         assert done.returncode == 0, done.stderr
         assert command("pipeline.cli", "verify", str(tmp_path / f"{form}-run")).returncode == 0
-        assert rows(tmp_path / f"{form}-run") == expected, form
+        assert_same(rows(tmp_path / f"{form}-run"), expected)
 
 
 def test_the_outputs_open_in_pycocotools_and_duckdb(from_tars: Path, photographs: list[Path]) -> None:
     """Shards that only our own reader understands are no hand-over."""
     images = sum(len(COCO(str(path)).getImgIds()) for path in (from_tars / "coco").glob("*.json"))
     assert images == len(photographs)
-    counted = duckdb.sql(
+    (counted,) = duckdb.sql(
         f"select count(*), sum(len(instances)), count(distinct image_id) from '{from_tars}/labels/*.parquet'"
-    ).fetchone()
+    ).fetchall()
     totals = ledger.totals(ledger.commits(Store(), str(from_tars)))
     assert counted == (len(photographs), totals.instances, len(photographs))
 
@@ -100,7 +108,12 @@ def test_the_outputs_open_in_pycocotools_and_duckdb(from_tars: Path, photographs
 def ray_head(tmp_path: Path) -> Iterator[str]:
     """A cluster as `ray start --head` makes it -> the address for `ray job submit`."""
     ray = str(Path(sys.executable).with_name("ray"))
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     port, dashboard = "6390", "8266"
     words = ["start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=3", "--block"]
     with (tmp_path / "ray.log").open("w") as log:
@@ -125,5 +138,5 @@ def test_ray_job_submit_gives_the_same_rows(
             break
     assert done.returncode == 0, done.stdout + done.stderr
     assert "shards are committed" in done.stdout
-    assert rows(tmp_path / "run") == rows(from_tars)
+    assert_same(rows(tmp_path / "run"), rows(from_tars))
     assert json.loads(command("pipeline.cli", "status", str(tmp_path / "run"), "--json").stdout)["pending"] == 0
