@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
@@ -105,11 +104,16 @@ def test_ctrl_c_during_planning(
 
         def press() -> None:
             connections.append(silent.accept()[0])
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(main_thread, signal.SIGINT)  # which is waiting for an answer
 
+        main_thread = threading.get_ident()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         presser = threading.Thread(target=press)
         presser.start()
-        code = label.main(["--config", str(config), "--set", "input.uri=s3://bucket/in"])
+        try:
+            code = label.main(["--config", str(config), "--set", "input.uri=s3://bucket/in"])
+        finally:
+            signal.signal(signal.SIGINT, before)
         presser.join()
         connections[0].close()
     assert (code, *capsys.readouterr()) == (1, "", "stopped\n")
