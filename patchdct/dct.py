@@ -1,4 +1,4 @@
-"""Two-dimensional DCT-II of square masks, in zigzag order (section 3.1 of the paper, after DCT-Mask).
+"""Two-dimensional DCT-II of square masks, in zigzag order, as in DCT-Mask and PatchDCT.
 
 With the orthonormal matrix T (n x n), T[k, m] = a_k cos(pi k (2m + 1) / 2n):
 

@@ -1,4 +1,4 @@
-"""The mask loss of PatchDCT (equations 3 and 4 of the paper), pure.
+"""The mask loss of PatchDCT, pure.
 
 Shape legend: N RoIs, P = N*s*s patches, D and E coefficients of a mask and of a patch.
 """

@@ -1,4 +1,4 @@
-"""The mask head: one DCT-Mask stage, then PatchDCT blocks that refine its mask (section 3 of the paper).
+"""The mask head: one DCT-Mask stage, then PatchDCT blocks that refine its mask (PatchDCT).
 
 Shape legend: N RoIs over all images, C channels, R pooled resolution (14), f fine resolution (42), s patches a side
 (14), P = N*s*s patches, D and E coefficients of a mask (300) and of a patch (6), H hidden features.

@@ -1,4 +1,4 @@
-"""A mask as a grid of patches, and the three classes of a patch (section 3.2 of the paper).
+"""A mask as a grid of patches, and the three classes of a patch (PatchDCT).
 
 Shape legend: B masks, P patches of all of them, m = mask side, p = patch side, s = m / p patches a side; patch (i, j)
 covers rows i*p.. and columns j*p.., and stands at place i*s + j of its mask.

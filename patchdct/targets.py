@@ -1,4 +1,4 @@
-"""From ground-truth masks to what the mask head learns (section 3.2 of the paper).
+"""From ground-truth masks to what the mask head learns (PatchDCT).
 
 Shape legend: N foreground RoIs, s x s patches each, D coefficients of the mask, E of a patch.
 """
