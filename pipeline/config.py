@@ -173,8 +173,12 @@ class LabelConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     def labels_depend_on(self) -> dict[str, Any]:
-        """The part of the config that can change a row of the output; a resumed run must agree in it."""
+        """The part of the config that can change a row of the output; a resumed run must agree in it.
+
+        The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out.
+        """
         whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        del whole["labeler"]["batch_size"]
         return {key: whole[key] for key in ("input", "output", "labeler", "limits")}
 
 

@@ -79,10 +79,10 @@ def test_plan_tells_of_a_run_that_is_there(patchlabel, store, config, tmp_path):
     assert code == 0
     assert "1 shards done, 2 pending" in out
     assert "differs" not in out
-    code, out, _ = patchlabel("plan", "--config", config, "--set", "labeler.batch_size=4", "--json")
+    code, out, _ = patchlabel("plan", "--config", config, "--set", "labeler.max_instances=4", "--json")
     run = json.loads(out)["run"]
     assert (run["done"], run["pending"], run["shards_not_in_it"]) == (1, 2, 0)
-    assert "labeler.batch_size: 2 -> 4" in run["differences"]
+    assert "labeler.max_instances: 100 -> 4" in run["differences"]
 
 
 def test_status_exits_0_on_an_unfinished_run(patchlabel, store, tmp_path):

@@ -170,6 +170,9 @@ def test_another_config_or_labeler_is_refused_unless_accepted(cluster: Cluster, 
     other = dataclasses.replace(one, labeler=dataclasses.replace(one.labeler, score_threshold=0.5))
     with pytest.raises(UserError, match=r"made differently \(labeler.score_threshold: 0.05 -> 0.5\)"):
         label(other)
+    smaller = dataclasses.replace(one, labeler=dataclasses.replace(one.labeler, batch_size=1))
+    assert label(smaller)[0].complete  # what a user lowers when memory runs out changes no mask
+    (tmp_path / "out/commits").rename(tmp_path / "gone too")
     accepting = dataclasses.replace(other, run=dataclasses.replace(other.run, accept_changes=True))
     assert label(accepting)[0].complete
 
