@@ -1,0 +1,136 @@
+"""The config of `jobs.label`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
+
+from pipeline.config.types import STRICT, Finite, Gpus, Positive, Precision, Share, Text, Texts, Word, WorkersRange
+from pipeline.records import ROW_BITS
+
+InputFormat: TypeAlias = Literal["auto", "tar", "parquet", "images", "coco"]
+OutputFormat: TypeAlias = Literal["parquet", "coco"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputConfig:
+    """What to label.
+
+    uri: one URI or several: objects, prefixes or globs. images: for COCO, where the files are (default: beside the
+    json). image_column, key_column: for Parquet, where the names are not the usual ones.
+    """
+
+    __pydantic_config__ = STRICT
+    uri: Text | Texts
+    format: InputFormat = "auto"
+    images_per_shard: Annotated[int, Field(gt=0, le=1 << ROW_BITS)] = 1000
+    images: Text | None = None
+    image_column: Text | None = None
+    key_column: Text | None = None
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """`uri` as a tuple."""
+        return (self.uri,) if isinstance(self.uri, str) else self.uri
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    """Where the run lives, and the formats of its shards."""
+
+    __pydantic_config__ = STRICT
+    uri: Text
+    formats: Annotated[tuple[OutputFormat, ...], Field(min_length=1)] = ("parquet", "coco")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TtaConfig:
+    """Test-time augmentation: what each image is labelled as, besides as it is.
+
+    flip: mirrored, too. scales: shorter sides in pixels, in the place of the one that the model config has.
+    """
+
+    __pydantic_config__ = STRICT
+    flip: bool = True
+    scales: tuple[Positive, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelerConfig:
+    """The model and how it is applied.
+
+    name: `patchdct`, or `module:Class` of a `labelers.Labeler`. config: a detectron2 YAML; null takes the one stored in
+    the checkpoint. min_size, max_size: shorter and longer side of the resized image in pixels; null keeps the model
+    config's. categories: a list of names (ids 1, 2, ...) or a JSON or text file of them; null takes the checkpoint's.
+    tta: label each image several times and average; null labels it once.
+    """
+
+    __pydantic_config__ = STRICT
+    name: Text = "patchdct"
+    config: Text | None = None
+    weights: Text | None = None
+    overrides: tuple[Word, ...] = ()
+    score_threshold: Share = 0.05
+    max_instances: Positive = 100
+    batch_size: Positive = 8
+    precision: Precision = "fp32"
+    min_size: Positive | None = None
+    max_size: Positive | None = None
+    categories: Text | Texts | None = None
+    tta: TtaConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """How the run is spread over a cluster; nothing here changes a label.
+
+    address: of Ray; null starts a local one. workers: null is one a GPU, or one on a cluster without any.
+    gpus_per_worker, cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers
+    set a shard aside. accept_changes: go on with a run whose manifest says another config or labeler.
+    """
+
+    __pydantic_config__ = STRICT
+    address: Text | None = None
+    workers: Positive | WorkersRange | None = None
+    gpus_per_worker: Gpus | None = None
+    cpus_per_worker: Annotated[Finite, Field(gt=0)] | None = None
+    max_attempts: Positive = 3
+    shard_timeout_s: Positive = 3600
+    accept_changes: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """What a single image may cost; anything larger is quarantined."""
+
+    __pydantic_config__ = STRICT
+    max_image_bytes: Positive = 100_000_000
+    max_image_pixels: Positive = 100_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConfig:
+    """The config of `jobs.label`."""
+
+    __pydantic_config__ = STRICT
+    input: InputConfig
+    output: OutputConfig
+    labeler: LabelerConfig = field(default_factory=LabelerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    def labels_depend_on(self) -> dict[str, Any]:
+        """The part of the config that can change a row of the output; a resumed run must agree in it.
+
+        The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out. Test-time
+        augmentation is named where there is some, so that runs from before it was known go on.
+        """
+        whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        del whole["labeler"]["batch_size"]
+        if whole["labeler"]["tta"] is None:
+            del whole["labeler"]["tta"]
+        return {key: whole[key] for key in ("input", "output", "labeler", "limits")}
