@@ -150,8 +150,10 @@ def check_config(cfg: CfgNode) -> None:
             )
     if head.CLS_AGNOSTIC_MASK:
         raise ModelError(f"{where}CLS_AGNOSTIC_MASK must be False: the PatchDCT head predicts a mask for each class")
-    if head.NUM_STAGE < 2:
-        raise ModelError(f"{where}NUM_STAGE must be 2 (one PatchDCT block) or more, not {head.NUM_STAGE}")
+    if head.NUM_STAGE < 1:
+        raise ModelError(
+            f"{where}NUM_STAGE must be 1 (DCT-Mask alone), 2 (one PatchDCT block) or more, not {head.NUM_STAGE}"
+        )
     weights = head.MASK_LOSS_PARA_EACH_STAGE
     if len(weights) != head.NUM_STAGE or not all(isinstance(weight, int | float) for weight in weights):
         raise ModelError(

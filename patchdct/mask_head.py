@@ -1,5 +1,7 @@
 """The mask head: one DCT-Mask stage, then PatchDCT blocks that refine its mask (PatchDCT).
 
+Without blocks (NUM_STAGE 1) it is DCT-Mask (Shen et al., CVPR 2021), the method that PatchDCT refines.
+
 Shape legend: N RoIs over all images, C channels, R pooled resolution (14), f fine resolution (42), s patches a side
 (14), P = N*s*s patches, D and E coefficients of a mask (300) and of a patch (6), H hidden features.
 """
@@ -62,7 +64,7 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         side = mask_size // patch_size
         assert mask_size == mask_size_assemble == side * patch_size, (mask_size, mask_size_assemble, patch_size)
         assert fine_features_resolution % side == 0, (fine_features_resolution, side)
-        assert len(mask_loss_para_each_stage) == num_stage >= 2, (mask_loss_para_each_stage, num_stage)
+        assert len(mask_loss_para_each_stage) == num_stage >= 1, (mask_loss_para_each_stage, num_stage)
 
         self.num_blocks = num_stage - 1
         self.mask_size, self.patch_size, self.side = mask_size, patch_size, side
@@ -100,6 +102,8 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
             nn.ReLU(),
             nn.Linear(hidden_features, dct_vector_dim),
         )
+        if not self.num_blocks:
+            return
         fine = input_shape.channels
         ratio = fine_features_resolution // side
         self.reshape = conv(1, fine)
@@ -137,13 +141,13 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         }
 
     def forward(
-        self, x: Tensor, fine: Tensor, instances: Sequence[Instances]
+        self, x: Tensor, fine: Tensor | None, instances: Sequence[Instances]
     ) -> dict[str, Tensor] | Sequence[Instances]:
         """Losses in training, masks in inference.
 
         Args:
             x: pooled features [N, C, R, R].
-            fine: pooled fine features [N, C, f, f], for the same boxes in the same order.
+            fine: pooled fine features [N, C, f, f], for the same boxes in the same order; None without blocks.
             instances: of each image; together N. Training needs gt_classes, gt_masks and proposal_boxes, inference
                 pred_classes (and gt_masks with pred_boxes under EVAL_GT).
 
@@ -163,10 +167,7 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         if self.eval_gt:
             masks = [self._upper_bound(i) for i in instances]
         else:
-            classes = cat([i.pred_classes for i in instances])
-            logits, vectors = self.refine(self.whole_mask(x), fine, classes)[-1]
-            decided = patches.classify(logits, self.patch_threshold)
-            masks = self._assemble(decided, vectors).split([len(i) for i in instances])
+            masks = self._predicted(x, fine, instances).split([len(i) for i in instances])
         for per_image, mask in zip(instances, masks, strict=True):
             per_image.pred_masks = mask[:, None]
         return instances
@@ -177,13 +178,24 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
             x = layer(x)
         return self.predictor(x.flatten(1))
 
-    def refine(self, vectors: Tensor, fine: Tensor, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _predicted(self, x: Tensor, fine: Tensor | None, instances: Sequence[Instances]) -> Tensor:
+        """The masks of all instances, float32 [N, m, m]."""
+        vectors = self.whole_mask(x)
+        blocks = self.refine(vectors, fine, cat([i.pred_classes for i in instances]))
+        if not blocks:
+            return dct.decode(vectors, self.mask_size)
+        logits, patch_vectors = blocks[-1]
+        return self._assemble(patches.classify(logits, self.patch_threshold), patch_vectors)
+
+    def refine(self, vectors: Tensor, fine: Tensor | None, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The PatchDCT blocks: (patch logits [P, 3], patch vectors [P, E]) of each, for each RoI's class [N].
 
         Between blocks a patch takes its most probable class; nothing is detached.
         """
-        coarse = dct.decode_resized(vectors, self.mask_size, self.fine_size)
         blocks: list[tuple[Tensor, Tensor]] = []
+        if fine is None:
+            return blocks
+        coarse = dct.decode_resized(vectors, self.mask_size, self.fine_size)
         for _ in range(self.num_blocks):
             if blocks:
                 logits, patch_vectors = blocks[-1]
@@ -208,12 +220,14 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         return patches.assemble(patches.decode(classes, vectors, self.patch_size), self.side)
 
     def _upper_bound(self, instances: Instances) -> Tensor:
-        """What perfect patch predictions would give for `instances`: float32 [n, m, m]; zeros without ground truth."""
+        """What perfect predictions would give for `instances`: float32 [n, m, m]; zeros without ground truth."""
         boxes = instances.pred_boxes
         if not instances.has("gt_masks"):
             return torch.zeros((len(instances), self.mask_size, self.mask_size), device=boxes.device)
         crops = targets.crop(instances.gt_masks, boxes, self.mask_size)
         truth = targets.encode(crops, **{k: v for k, v in self._encoding().items() if k != "size"})
+        if not self.num_blocks:
+            return dct.decode(truth.vectors, self.mask_size)
         return self._assemble(truth.patch_classes, truth.patch_vectors)
 
     def _encoding(self) -> dict[str, int]:

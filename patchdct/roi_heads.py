@@ -17,7 +17,10 @@ from torch import Tensor
 
 @ROI_HEADS_REGISTRY.register()
 class PatchDCTROIHeads(StandardROIHeads):
-    """`StandardROIHeads` whose mask head also sees features pooled from the finest level, whatever the RoI's size."""
+    """`StandardROIHeads` whose mask head also sees features pooled from the finest level, whatever the RoI's size.
+
+    Without blocks to refine masks (NUM_STAGE 1) the head has no use for them, and they are not pooled.
+    """
 
     @configurable
     def __init__(
@@ -82,7 +85,8 @@ class PatchDCTROIHeads(StandardROIHeads):
             instances, _ = select_foreground_proposals(instances, self.num_classes)
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
         pooled = self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
-        fine = self.fine_mask_pooler([features[f] for f in self.fine_features], boxes)
+        refines = self.mask_head.num_blocks > 0
+        fine = self.fine_mask_pooler([features[f] for f in self.fine_features], boxes) if refines else None
         return self.mask_head(pooled, fine, instances)
 
 
