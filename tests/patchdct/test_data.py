@@ -1,9 +1,11 @@
-"""Training data: reading COCO annotations, augmentation that can be repeated, and an order that can be resumed."""
+"""Training data: which objects are trained on, augmentation that can be repeated, images that are skipped."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from pycocotools import mask as mask_api
 
-from patchdct import data, scenes
+from patchdct import data
 from patchdct.errors import DataError
 from tests.patchdct import small
 
@@ -50,9 +52,9 @@ def read(folder: Path, content: Any) -> data.Truth:
     return data.read_coco(write(folder, content), folder)
 
 
-def samples(folder: Path, content: Any, *overrides: object, seed: int = 1) -> data.TrainingSet:
+def samples(folder: Path, content: Any, *overrides: object, seed: int = 1, **options: Any) -> data.TrainingSet:
     cfg = small.config("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none", *overrides)
-    return data.TrainingSet(read(folder, content), cfg, seed=seed)
+    return data.TrainingSet(read(folder, content), cfg, seed=seed, **options)
 
 
 def uncompressed(mask: np.ndarray) -> dict[str, Any]:
@@ -118,24 +120,101 @@ def test_annotations_that_are_not_there(folder):
             data.read_coco(path, folder)
 
 
-def test_bad_images(folder):
-    """An image that is missing, damaged, or of another size than its annotations, is named."""
-    (folder / "4.png").write_bytes(b"no image")
-    rows = [{"image_id": 4}, {"image_id": 9}]
-    content = coco(rows)
-    content["images"][1]["width"] = 90
-    content["images"].append({"id": 1, "file_name": "none.png", "height": 64, "width": 96})
-    content["annotations"].append({**content["annotations"][0], "image_id": 1})
+def test_truth_of(folder):
+    """A data set from anywhere: images are named by their URI, and those that are not there train nothing."""
+    content = coco([{"image_id": 4}, {"image_id": 9}])
+    before = copy.deepcopy(content)
+    truth = data.truth_of(content, {4: "s3://bucket/4.png", 9: "s3://bucket/9.png"}, name="a run")
+    assert [record["file_name"] for record in truth.records] == ["s3://bucket/4.png", "s3://bucket/9.png"]
+    assert content == before
+    [record] = data.truth_of(content, {9: "9.png"}, name="a run").records
+    assert record["image_id"] == 9
+    with pytest.raises(DataError, match=r"^a run has no annotated objects; training needs at least one$"):
+        data.truth_of(content, {}, name="a run")
+    for counts in ([81], "Q2"):
+        content = coco([{"segmentation": {"size": [9, 9], "counts": counts}}])
+        with pytest.raises(
+            DataError, match=r"^it: annotations\[0\] has a mask of \[9, 9\], and its image is \[64, 96\]$"
+        ):
+            data.truth_of(content, {9: "9.png"}, name="it")
+
+
+def unusable(folder: Path, names: list[str]) -> Callable[[str], np.ndarray]:
+    """Reads images, but for those of these names."""
+
+    def read(uri: str) -> np.ndarray:
+        if Path(uri).name in names:
+            raise DataError(f"{Path(uri).name} is damaged")
+        return data.read_file(uri)
+
+    return read
+
+
+def test_images_that_cannot_be_used(folder):
+    """One that is missing, damaged, or of another size than its annotations must not end a training of days; what takes
+    its place is the same each time."""
+    (folder / "3.png").write_bytes(b"no image")
+    for i in range(10, 15):
+        (folder / f"{i}.png").write_bytes((folder / "9.png").read_bytes())
+    ids = [1, 3, 4, *range(9, 15)]
+    content = coco([{"image_id": i} for i in ids])
+    content["images"] = [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 90 if i == 4 else 96} for i in ids]
     dataset = samples(folder, content)
-    for index, message in enumerate(
-        (
-            r"image .*4\.png cannot be read \(",
-            r"image .*9\.png is 96x64 pixels, but its annotations are for 90x64",
-            r"image .*none\.png cannot be read \(",
-        )
-    ):
-        with pytest.raises(DataError, match=message):
-            dataset[0, index]
+    reasons = {}
+    for epoch, index in itertools.product(range(4), range(len(ids))):
+        sample, again = dataset[epoch, index], dataset[epoch, index]
+        assert (sample["file_name"], sample["skipped"]) == (again["file_name"], again["skipped"])
+        assert torch.equal(sample["image"], again["image"])
+        assert Path(sample["file_name"]).name not in ("1.png", "3.png", "4.png")
+        assert (index > 2) == (sample["skipped"] == ()) == (sample["file_name"] == str(folder / f"{ids[index]}.png"))
+        reasons |= {Path(name).name: reason for name, reason in sample["skipped"]}
+    assert set(reasons) == {"1.png", "3.png", "4.png"}
+    assert reasons["4.png"] == "it is 96x64 pixels, but its annotations are for 90x64"
+    for name in ("1.png", "3.png"):
+        assert reasons[name].startswith(f"image {folder}/{name} cannot be read (")
+
+
+def test_what_takes_the_place_of_an_image(folder):
+    """It differs from place to place, so that no image is trained on far more often than others."""
+    content = coco([{"image_id": i} for i in range(20)])
+    content["images"] = [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 96} for i in range(20)]
+    for i in range(1, 20):
+        (folder / f"{i}.png").write_bytes((folder / "4.png").read_bytes())
+    dataset = samples(folder, content, read=unusable(folder, ["0.png"]))
+    taken = {dataset[epoch, 0]["file_name"] for epoch in range(30)}
+    assert len(taken) > 10
+    assert dataset[0, 0]["skipped"] == ((str(folder / "0.png"), "0.png is damaged"),)
+    assert dataset[0, 1]["skipped"] == ()
+    other = samples(folder, content, seed=2, read=unusable(folder, ["0.png"]))
+    assert [dataset[e, 0]["file_name"] for e in range(9)] != [other[e, 0]["file_name"] for e in range(9)]
+
+
+def test_no_image_can_be_used(folder):
+    """A wrong folder, or credentials that ran out, is an error and no endless search."""
+    tried = []
+
+    def read(uri: str) -> np.ndarray:
+        tried.append(uri)
+        raise DataError("the bucket is gone")
+
+    dataset = samples(folder, coco([{"image_id": 4}, {"image_id": 9}]), read=read)
+    with pytest.raises(DataError) as caught:
+        dataset[0, 1]
+    assert str(caught.value) == (
+        f"20 images in a row cannot be used, the first of them {folder}/9.png: the bucket is gone"
+    )
+    assert len(tried) == 20
+
+
+def test_the_order_of_colours(folder):
+    """A model that was trained on BGR must not be fed RGB."""
+    rgb = samples(folder, coco(), "INPUT.FORMAT", "RGB")[0, 0]["image"]
+    bgr = samples(folder, coco(), "INPUT.FORMAT", "BGR")[0, 0]["image"]
+    assert torch.equal(rgb.flip(0), bgr)
+    assert not torch.equal(rgb, bgr)
+    np.testing.assert_array_equal(bgr.permute(1, 2, 0).numpy(), cv2.imread(str(folder / "9.png")))
+    with pytest.raises(DataError, match=r"^INPUT\.FORMAT is 'L'; accepted are RGB and BGR$"):
+        samples(folder, coco(), "INPUT.FORMAT", "L")
 
 
 def test_forms_of_segmentation(folder):
@@ -160,7 +239,7 @@ def test_sample(folder):
     rows = [{}, {"category_id": 7, "bbox": [50, 5, 40, 50], "segmentation": [[50, 5, 90, 5, 90, 55, 50, 55]]}]
     forced = ("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 200)
     plain = samples(folder, coco(rows), *forced)[0, 0]
-    assert set(plain) == {"image", "instances", "height", "width"}
+    assert set(plain) == {"image", "instances", "height", "width", "file_name", "skipped"}
     assert plain["image"].shape == (3, 96, 144)
     assert plain["image"].dtype == torch.uint8
     assert (plain["height"], plain["width"]) == (64, 96)
@@ -184,6 +263,70 @@ def test_whole_numbers_keep_their_place(folder):
     np.testing.assert_allclose(polygon, 1.5 * np.array(SQUARE))
 
 
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_as_detectron2_does_it(folder, mask_format):
+    """The same images, boxes and masks as detectron2's own mapper, from the same random numbers."""
+    square = np.zeros((64, 96), np.uint8)
+    square[5:60, 3:44] = 1
+    rows = [{}, {"bbox": [50.5, 5, 50, 50], "segmentation": [[50.5, 5, 99.5, 5, 90, 55], [1, 1, 9, 1, 9, 9.5]]}]
+    rows += [{"segmentation": uncompressed(square)}] if mask_format == "bitmask" else []
+    options = ("INPUT.MIN_SIZE_TRAIN", (48, 80), "INPUT.RANDOM_FLIP", "horizontal", "INPUT.MASK_FORMAT", mask_format)
+    cfg = small.config(*options)
+    dataset, [record] = samples(folder, coco(rows), *options), read(folder, coco(rows)).records
+    for epoch in range(6):
+        ours = dataset[epoch, 0]
+        np.random.seed(np.random.SeedSequence((1, epoch, 0)).generate_state(1)[0])
+        theirs = data.DatasetMapper_with_GT(cfg)(record)
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
+        assert torch.equal(ours["instances"].gt_classes, theirs["instances"].gt_classes)
+        assert len(ours["instances"]) == len(rows)
+        for one, other in zip(ours["instances"].gt_masks, theirs["instances"].gt_masks, strict=True):
+            for part, its_part in zip(one, other, strict=True):  # a row of pixels, or a polygon
+                np.testing.assert_array_equal(part, its_part)
+
+
+@pytest.mark.parametrize("as_polygons", [True, False])
+def test_crop(folder, as_polygons):
+    """INPUT.CROP cuts before resizing. Masks stay where their image is, boxes are tight, what is outside is gone."""
+    mask = np.zeros((64, 96), np.uint8)
+    mask[20:24, 30:70] = mask[20:40, 30:34] = 1  # without its upright, its box is flat
+    middle = [[30, 20, 70, 20, 70, 24, 34, 24, 34, 40, 30, 40]] if as_polygons else uncompressed(mask)
+    corner = {"bbox": [0, 0, 3, 3], "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]}
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[mask > 0] = 200
+    cv2.imwrite(str(folder / "9.png"), image)
+    crop = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [40, 50])
+    for scale in (1, 2):
+        sizes = ("INPUT.MIN_SIZE_TRAIN", (40 * scale,), "INPUT.MAX_SIZE_TRAIN", 50 * scale)
+        rows = [{"bbox": [30, 20, 40, 20], "segmentation": middle}, corner]
+        dataset = samples(folder, coco(rows), *crop, *sizes)
+        offsets = set()
+        for epoch in range(16):
+            sample = dataset[epoch, 0]
+            found = sample["instances"]
+            assert sample["image"].shape == (3, 40 * scale, 50 * scale)
+            assert (sample["height"], sample["width"]) == (64, 96)
+            seen = sample["image"][0] > 100
+            assert len(found) == int(seen.any())
+            for mask, box in zip(found.gt_masks, found.gt_boxes, strict=True):
+                assert (mask != seen).sum() <= 4 * (40 + 50) * scale * (scale - 1)
+                rows_, columns = np.nonzero(mask.numpy())
+                assert box.tolist() == [columns.min(), rows_.min(), columns.max() + 1, rows_.max() + 1]
+                offsets.add(tuple(box.tolist()))
+        assert len(offsets) > 3
+
+
+def test_random_numbers_of_others(folder):
+    """Reading a sample must neither depend on the global random numbers nor change them."""
+    dataset = samples(folder, coco(), "INPUT.MIN_SIZE_TRAIN", (48, 64, 80), "INPUT.RANDOM_FLIP", "horizontal")
+    np.random.seed(3)
+    expected = np.random.rand(4)
+    np.random.seed(3)
+    found = [np.random.rand(), dataset[0, 0] and np.random.rand(), *np.random.rand(2)]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_augmentation_is_repeatable(folder):
     """A sample is a function of (seed, epoch, index), in any order of reading: a resumed run must see the same."""
     options = ("INPUT.MIN_SIZE_TRAIN", (48, 64, 80, 96), "INPUT.RANDOM_FLIP", "horizontal")
@@ -198,33 +341,6 @@ def test_augmentation_is_repeatable(folder):
     assert len(sizes) > 1
     other = samples(folder, content, *options, seed=2)
     assert any(other[place]["image"].shape != first[place].shape for place in places)
-
-
-def test_order_of_samples():
-    """Each epoch has every sample once, in an order of its own; any position can be taken up again."""
-    order = list(itertools.islice(data.EndlessSampler(5, seed=3), 23))
-    for epoch in range(4):
-        part = order[5 * epoch : 5 * epoch + 5]
-        assert sorted(part) == [(epoch, index) for index in range(5)]
-    assert len({tuple(index for _, index in order[5 * e : 5 * e + 5]) for e in range(4)}) > 1
-    for start in (0, 1, 4, 5, 13):
-        assert list(itertools.islice(data.EndlessSampler(5, seed=3, start=start), 23 - start)) == order[start:]
-    assert list(itertools.islice(data.EndlessSampler(5, seed=4), 23)) != order
-
-
-def test_loader_resumes(tmp_path):
-    """The batches of a run that goes on are those of one that was never stopped, with and without worker processes."""
-    path = scenes.write_scenes(tmp_path, images=3, seed=2, size=64)
-    truth = data.read_coco(path, tmp_path / "images")
-    dataset = data.TrainingSet(truth, small.config(), seed=1)
-    whole = list(itertools.islice(data.loader(dataset, batch_size=2, seed=1), 5))
-    assert [len(batch) for batch in whole] == [2] * 5
-    for workers in (0, 1):
-        rest = itertools.islice(data.loader(dataset, batch_size=2, seed=1, start=6, workers=workers), 2)
-        for batch, expected in zip(rest, whole[3:], strict=True):
-            for one, other in zip(batch, expected, strict=True):
-                assert torch.equal(one["image"], other["image"])
-                assert torch.equal(one["instances"].gt_masks.tensor, other["instances"].gt_masks.tensor)
 
 
 @pytest.mark.parametrize("eval_gt", [False, True])

@@ -1,0 +1,163 @@
+"""Runs of `jobs.label`, whose masks of a good score are taken for the truth."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline import ledger, runs
+from pipeline.coco_file import annotations_of
+from pipeline.config import InputConfig, LimitsConfig
+from pipeline.datasets.checking import check_masks
+from pipeline.datasets.dataset import Dataset
+from pipeline.datasets.unpacking import default_cache, unpack
+from pipeline.errors import AccessError, ShardError, UserError
+from pipeline.records import Commit, ImageLabels, Manifest, Shard
+from pipeline.sources import ReadOptions
+from pipeline.store import Store, absolute, join, redact
+
+log = logging.getLogger("pipeline.datasets")
+
+_THREADS, _UNPACKING_THREADS = 8, 4  # shards at a time
+_PROBES = 8
+_KEYS = ("image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+
+_input: TypeAdapter[InputConfig] = TypeAdapter(InputConfig)
+_limits: TypeAdapter[LimitsConfig] = TypeAdapter(LimitsConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What a shard adds, in COCO form. By image id: `uris` of images on their own, `packed` keys of those within it."""
+
+    shard: Shard
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    uris: dict[int, str]
+    packed: dict[int, str]
+
+
+def read(run: str, score_threshold: float, *, store: Store, key: str, cache: Path | None) -> Dataset:
+    """Read what a run has committed; see `datasets.read`.
+
+    Quarantined images are left out; empty ones, and those without a mask of the threshold, are images without objects.
+    """
+    uri, where = absolute(run), f"{key}.run: {redact(run)}"
+    try:
+        manifest = ledger.read_manifest(store, uri)
+    except UserError as error:
+        raise UserError(f"{key}.run: {error}") from error
+    commits = list(runs.read_commits(store, uri, manifest))
+    if not commits:
+        raise UserError(f"{where} has no committed shard yet")
+    if left := len(manifest.shards) - len(commits):
+        log.warning("%s: %d shards are not committed; their images are not used", redact(run), left)
+    shards = {shard.id: shard for shard in manifest.shards}
+    load = partial(_part, shards=shards, store=store, run_uri=uri, score_threshold=score_threshold)
+    parts = list(runs.ahead(load, commits, threads=_THREADS))
+    uris = {id_: place for part in parts for id_, place in part.uris.items()}
+    _check_there(list(uris.values()), where, store)
+    uris |= _unpacked([part for part in parts if part.packed], manifest, uri, where=where, store=store, cache=cache)
+
+    images = [image for part in parts for image in part.images]
+    rows = [row for part in parts for row in part.annotations if row["image_id"] in uris]
+    check_masks((row["segmentation"] for row in rows), f"{where}: masks")
+    return Dataset(
+        name=redact(run),
+        coco={
+            "images": [image for image in images if image["id"] in uris],
+            "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
+            "categories": [{"id": category.id, "name": category.name} for category in manifest.categories],
+        },
+        uris=uris,
+        missing=tuple(image["file_name"] for image in images if image["id"] not in uris),
+    )
+
+
+def _part(commit: Commit, *, shards: Mapping[str, Shard], store: Store, run_uri: str, score_threshold: float) -> _Part:
+    shard = shards[commit.shard_id]
+    part = _Part(shard=shard, images=[], annotations=[], uris={}, packed={})
+    listing = _listing(shard, store, run_uri)
+    for row in runs.rows(store, run_uri, commit):
+        if row.status == "quarantined":
+            continue
+        part.images.append({"id": row.image_id, "file_name": row.key, "height": row.height, "width": row.width})
+        part.annotations.extend(_annotations(row, score_threshold))
+        place = listing.get(row.key, row.uri)
+        # A row of a COCO object has no URI; and where a URI had secrets, only the source can still read the image.
+        if place in ("", shard.uri) or "***" in place:
+            part.packed[row.image_id] = row.key
+        else:
+            part.uris[row.image_id] = place
+    return part
+
+
+def _annotations(row: ImageLabels, score_threshold: float) -> Iterator[dict[str, Any]]:
+    good = replace(row, instances=row.instances.above(score_threshold))
+    return ({key: annotation[key] for key in _KEYS} for annotation in annotations_of(good))
+
+
+def _listing(shard: Shard, store: Store, run_uri: str) -> dict[str, str]:
+    """Where the images of a listing are, by key."""
+    if shard.format != "listing":
+        return {}
+    lines = map(json.loads, store.get(join(run_uri, shard.uri)).splitlines())
+    return {line["key"]: line["uri"] for line in lines}
+
+
+def _check_there(uris: Sequence[str], where: str, store: Store) -> None:
+    """Make sure that a run's images still exist, by looking for a few of them: they may lie anywhere."""
+    probes = uris[:: max(1, len(uris) // _PROBES)][:_PROBES]
+
+    def is_there(uri: str) -> bool:
+        try:
+            return store.exists(uri)
+        except AccessError:  # how S3 says "not there" to those who may not list
+            return False
+
+    if probes and not any(map(is_there, probes)):
+        raise UserError(
+            f"{where}: of the {len(uris)} images that it labelled, {len(probes)} were looked for, and none is there "
+            f"any more (the first is {redact(probes[0])})"
+        )
+
+
+def _unpacked(
+    parts: Sequence[_Part], manifest: Manifest, run_uri: str, *, where: str, store: Store, cache: Path | None
+) -> dict[int, str]:
+    """The paths of the images that are within shards, by image id."""
+    if not parts:
+        return {}
+    folder = (default_cache() if cache is None else cache.absolute()) / manifest.run_id
+    options = _options(manifest, run_uri, where)
+
+    def paths(part: _Part) -> dict[int, str]:
+        found = unpack(part.shard, part.packed.values(), folder / part.shard.id, store=store, options=options)
+        return {id_: str(found[key]) for id_, key in part.packed.items() if key in found}
+
+    try:
+        return {id_: path for one in runs.ahead(paths, parts, threads=_UNPACKING_THREADS) for id_, path in one.items()}
+    except ShardError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _options(manifest: Manifest, run_uri: str, where: str) -> ReadOptions:
+    """How the run read its images."""
+    try:
+        given = _input.validate_python(manifest.config["input"])
+        limits = _limits.validate_python(manifest.config["limits"])
+    except (KeyError, ValidationError) as error:
+        raise UserError(f"{where}: its manifest holds no config that this version of the package reads") from error
+    return ReadOptions(
+        max_image_bytes=limits.max_image_bytes,
+        run_uri=run_uri,
+        image_column=given.image_column,
+        key_column=given.key_column,
+    )
