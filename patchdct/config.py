@@ -20,7 +20,8 @@ except ImportError as error:
     ) from error
 
 BASE_KEY = "_BASE_"
-MASK_HEAD = "MaskRCNNPatchDCTHead"
+#: The names that the mask head is registered under, and the ROI heads that it works in.
+MASK_HEADS, ROI_HEADS = ("MaskRCNNPatchDCTHead", "MaskRCNNPatchDCTHead_NSTAGE"), "PatchDCTROIHeads"
 DCT_LOSS_TYPES = ("l1", "sl1", "l2")
 
 
@@ -124,8 +125,15 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ModelError: the first contradiction, in one sentence.
     """
-    head = cfg.MODEL.ROI_MASK_HEAD
-    if not cfg.MODEL.MASK_ON or head.NAME != MASK_HEAD:
+    head, heads = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ROI_HEADS.NAME
+    if not cfg.MODEL.MASK_ON:
+        return
+    if (head.NAME in MASK_HEADS) != (heads == ROI_HEADS):
+        raise ModelError(
+            f"MODEL.ROI_HEADS.NAME {heads} and MODEL.ROI_MASK_HEAD.NAME {head.NAME} do not fit: {ROI_HEADS} and "
+            f"{MASK_HEADS[0]} go together, and with no others"
+        )
+    if head.NAME not in MASK_HEADS:
         return
     where = "MODEL.ROI_MASK_HEAD."
     if head.MASK_SIZE != head.MASK_SIZE_ASSEMBLE:

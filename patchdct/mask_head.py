@@ -29,7 +29,7 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
     """Predicts 112 x 112 masks of pixel intensities (about 0..1, neither logits nor clamped).
 
     Parameter names are those of published PatchDCT checkpoints. The blocks share all weights, so that a state dict does
-    not depend on their number.
+    not depend on their number, as long as there is one.
     """
 
     @configurable
@@ -102,17 +102,15 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
             nn.ReLU(),
             nn.Linear(hidden_features, dct_vector_dim),
         )
-        if not self.num_blocks:
-            return
-        fine = input_shape.channels
-        ratio = fine_features_resolution // side
-        self.reshape = conv(1, fine)
-        self.fusion = nn.Sequential(conv(fine, fine), conv(fine, fine))
-        self.downsample = nn.Sequential(
-            conv(fine, hidden_features, kernel=ratio, stride=ratio, padding=0), conv(hidden_features, hidden_features)
-        )
-        self.predictor_bfg = nn.Conv2d(hidden_features, 3 * num_classes, 1)
-        self.predictor1 = nn.Conv2d(hidden_features, patch_dct_vector_dim * num_classes, 1)
+        if self.num_blocks:
+            fine, hidden, ratio = input_shape.channels, hidden_features, fine_features_resolution // side
+            self.reshape = conv(1, fine)
+            self.fusion = nn.Sequential(conv(fine, fine), conv(fine, fine))
+            self.downsample = nn.Sequential(
+                conv(fine, hidden, kernel=ratio, stride=ratio, padding=0), conv(hidden, hidden)
+            )
+            self.predictor_bfg = nn.Conv2d(hidden, 3 * num_classes, 1)
+            self.predictor1 = nn.Conv2d(hidden, patch_dct_vector_dim * num_classes, 1)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -167,7 +165,9 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         if self.eval_gt:
             masks = [self._upper_bound(i) for i in instances]
         else:
-            masks = self._predicted(x, fine, instances).split([len(i) for i in instances])
+            vectors = self.whole_mask(x)
+            blocks = self.refine(vectors, fine, cat([i.pred_classes for i in instances]))
+            masks = self._last_masks(vectors, blocks).split([len(i) for i in instances])
         for per_image, mask in zip(instances, masks, strict=True):
             per_image.pred_masks = mask[:, None]
         return instances
@@ -178,23 +178,15 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
             x = layer(x)
         return self.predictor(x.flatten(1))
 
-    def _predicted(self, x: Tensor, fine: Tensor | None, instances: Sequence[Instances]) -> Tensor:
-        """The masks of all instances, float32 [N, m, m]."""
-        vectors = self.whole_mask(x)
-        blocks = self.refine(vectors, fine, cat([i.pred_classes for i in instances]))
-        if not blocks:
-            return dct.decode(vectors, self.mask_size)
-        logits, patch_vectors = blocks[-1]
-        return self._assemble(patches.classify(logits, self.patch_threshold), patch_vectors)
-
     def refine(self, vectors: Tensor, fine: Tensor | None, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The PatchDCT blocks: (patch logits [P, 3], patch vectors [P, E]) of each, for each RoI's class [N].
 
         Between blocks a patch takes its most probable class; nothing is detached.
         """
         blocks: list[tuple[Tensor, Tensor]] = []
-        if fine is None:
+        if not self.num_blocks:
             return blocks
+        assert fine is not None, "blocks refine with fine features"
         coarse = dct.decode_resized(vectors, self.mask_size, self.fine_size)
         for _ in range(self.num_blocks):
             if blocks:
@@ -214,6 +206,13 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         weight = rearrange(layer.weight, "(c k) h 1 1 -> c k h", k=components)[classes]
         bias = rearrange(layer.bias, "(c k) -> c k 1", k=components)[classes]
         return rearrange(weight @ features.flatten(2) + bias, "n k p -> (n p) k")
+
+    def _last_masks(self, vectors: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The masks of the last stage, float32 [N, m, m]."""
+        if not blocks:
+            return dct.decode(vectors, self.mask_size)
+        logits, patch_vectors = blocks[-1]
+        return self._assemble(patches.classify(logits, self.patch_threshold), patch_vectors)
 
     def _assemble(self, classes: Tensor, vectors: Tensor) -> Tensor:
         """Patch classes [P] and vectors [P, E] -> masks float32 [N, m, m]."""
@@ -237,3 +236,8 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
             "patch": self.patch_size,
             "patch_dim": self.patch_dct_vector_dim,
         }
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MaskRCNNPatchDCTHead_NSTAGE(MaskRCNNPatchDCTHead):  # noqa: N801 - as the authors wrote it
+    """The head under the name that configs from before February 2023 give it."""

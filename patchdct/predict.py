@@ -19,6 +19,7 @@ from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 
+from patchdct.errors import ModelError
 from patchdct.paste import paste_rle
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,7 +48,15 @@ class Predictor:
     """
 
     def __init__(self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32") -> None:
-        """`model` in evaluation mode; `cfg.INPUT` gives sizes and colour order; `precision` one of PRECISIONS."""
+        """`model` in evaluation mode; `cfg.INPUT` gives sizes and colour order; `precision` one of PRECISIONS.
+
+        Raises:
+            ModelError: a model without masks.
+        """
+        if not cfg.MODEL.MASK_ON:
+            raise ModelError(
+                "MODEL.MASK_ON is False: the model finds boxes only; labeling takes one that predicts masks"
+            )
         self._model = model
         self._device = next(model.parameters()).device
         self._dtype = PRECISIONS[precision]
@@ -57,15 +66,32 @@ class Predictor:
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Label RGB images, uint8 [H, W, 3] of any sizes -> a prediction for each, in order."""
+        return [encode(found) for found in self.find(images)]
+
+    def find(
+        self, images: Sequence[npt.NDArray[np.uint8]], given: Sequence[Instances] | None = None
+    ) -> list[Instances]:
+        """The instances of each image before their masks are pasted.
+
+        Args:
+            images: RGB, uint8 [H, W, 3] of any sizes.
+            given: of each image, pred_boxes in its pixels and pred_classes of instances that are known already; only
+                their masks are predicted.
+
+        Returns:
+            Instances of size (H, W): pred_boxes in pixels, within the image; scores, pred_classes and pred_masks as the
+            model gives them, relative to the boxes [n, 1, M, M].
+        """
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         inputs = [self._input(image) for image in images]
         for i, entry in enumerate(inputs):
             groups[tuple(-(-side // self._multiple) for side in entry["image"].shape[1:])].append(i)
-        predictions: dict[int, Prediction] = {}
+        found: dict[int, Instances] = {}
         for members in groups.values():
-            for i, found in zip(members, self._forward([inputs[i] for i in members]), strict=True):
-                predictions[i] = _prediction(found, inputs[i]["height"], inputs[i]["width"])
-        return [predictions[i] for i in range(len(images))]
+            known = None if given is None else [_resized(given[i], *inputs[i]["image"].shape[1:]) for i in members]
+            for i, instances in zip(members, self._forward([inputs[i] for i in members], known), strict=True):
+                found[i] = _resized(instances, inputs[i]["height"], inputs[i]["width"])
+        return [found[i] for i in range(len(images))]
 
     def _input(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
         height, width = image.shape[:2]
@@ -78,20 +104,26 @@ class Predictor:
         return {"image": torch.from_numpy(pixels), "height": height, "width": width}
 
     @torch.inference_mode()
-    def _forward(self, inputs: list[dict[str, Any]]) -> list[Instances]:
+    def _forward(self, inputs: list[dict[str, Any]], given: list[Instances] | None) -> list[Instances]:
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            found: list[Instances] = self._model.inference(inputs, do_postprocess=False)
+            found: list[Instances] = self._model.inference(inputs, given, do_postprocess=False)
         return found
 
 
-def _prediction(found: Instances, height: int, width: int) -> Prediction:
-    """Raw detections at network size -> a prediction at image size, as by detectron2's detector_postprocess, in RLE."""
+def _resized(found: Instances, height: int, width: int) -> Instances:
+    """`found` in the image at another size, as by detectron2's detector_postprocess."""
     boxes = Boxes(found.pred_boxes.tensor.float().clone())
     boxes.scale(width / found.image_size[1], height / found.image_size[0])
     boxes.clip((height, width))
-    there = boxes.nonempty()
+    return Instances((height, width), **{**found.get_fields(), "pred_boxes": boxes})
+
+
+def encode(found: Instances) -> Prediction:
+    """What `Predictor.find` found in an image, with its masks pasted into the image, in RLE."""
+    there = found.pred_boxes.nonempty()
     values = found.pred_masks[there][:, 0].float().cpu().numpy()
-    counts, areas, tight = paste_rle(values, boxes.tensor[there].cpu().numpy(), height, width)
+    boxes = found.pred_boxes.tensor[there].cpu().numpy()
+    counts, areas, tight = paste_rle(values, boxes, *found.image_size)
     classes = found.pred_classes[there].cpu().numpy()
     scores = found.scores[there].float().cpu().numpy()
     kept = np.flatnonzero(areas)
@@ -104,6 +136,11 @@ def _prediction(found: Instances, height: int, width: int) -> Prediction:
     )
 
 
-def fingerprint(cfg: CfgNode, weights_sha256: str | None, *, precision: str) -> str:
-    """16 hex digits that change with the weights, the model config or the precision."""
-    return hashlib.sha256("\n".join((str(weights_sha256), cfg.dump(), precision)).encode()).hexdigest()[:16]
+def fingerprint(
+    cfg: CfgNode, weights_sha256: str | None, *, precision: str, flip: bool = False, scales: Sequence[int] = ()
+) -> str:
+    """16 hex digits that change with the weights, the model config, the precision or test-time augmentation."""
+    parts = [str(weights_sha256), cfg.dump(), precision]
+    if flip or scales:
+        parts.append(f"flip {flip}, scales {list(scales)}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -19,14 +19,14 @@ from torch import Tensor
 class PatchDCTROIHeads(StandardROIHeads):
     """`StandardROIHeads` whose mask head also sees features pooled from the finest level, whatever the RoI's size.
 
-    Without blocks to refine masks (NUM_STAGE 1) the head has no use for them, and they are not pooled.
+    Without blocks that refine (NUM_STAGE 1) the head has no use for those, and they are not pooled.
     """
 
     @configurable
     def __init__(
-        self, *, fine_features: Sequence[str], fine_mask_pooler: ROIPooler, eval_gt: bool, **kwargs: Any
+        self, *, fine_features: Sequence[str], fine_mask_pooler: ROIPooler | None, eval_gt: bool, **kwargs: Any
     ) -> None:
-        """`fine_features` and `fine_mask_pooler` feed the mask head; `eval_gt` lets inference take targets."""
+        """`fine_mask_pooler` pools `fine_features` for the head's blocks; `eval_gt` lets inference take targets."""
         super().__init__(**kwargs)
         self.fine_features = list(fine_features)
         self.fine_mask_pooler = fine_mask_pooler
@@ -35,15 +35,18 @@ class PatchDCTROIHeads(StandardROIHeads):
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.ROI_MASK_HEAD
-        return {
-            **super()._init_mask_head(cfg, input_shape),
-            "fine_features": head.FINE_FEATURES,
-            "fine_mask_pooler": ROIPooler(
+        pooler = None
+        if head.NUM_STAGE > 1:
+            pooler = ROIPooler(
                 output_size=head.FINE_FEATURES_RESOLUTION,
                 scales=[1.0 / input_shape[name].stride for name in head.FINE_FEATURES],
                 sampling_ratio=head.POOLER_SAMPLING_RATIO,
                 pooler_type=head.POOLER_TYPE,
-            ),
+            )
+        return {
+            **super()._init_mask_head(cfg, input_shape),
+            "fine_features": head.FINE_FEATURES,
+            "fine_mask_pooler": pooler,
             "eval_gt": head.EVAL_GT,
         }
 
@@ -85,8 +88,9 @@ class PatchDCTROIHeads(StandardROIHeads):
             instances, _ = select_foreground_proposals(instances, self.num_classes)
         boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
         pooled = self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
-        refines = self.mask_head.num_blocks > 0
-        fine = self.fine_mask_pooler([features[f] for f in self.fine_features], boxes) if refines else None
+        fine = None
+        if self.fine_mask_pooler is not None:
+            fine = self.fine_mask_pooler([features[f] for f in self.fine_features], boxes)
         return self.mask_head(pooled, fine, instances)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from patchdct import build, categories, checkpoint, predict
+from patchdct import build, categories, checkpoint, predict, tta
 from patchdct.config import load_config
 from patchdct.errors import ModelError
 from pipeline.config import LabelerConfig
 from pipeline.errors import NotFoundError, UserError
 from pipeline.records import Category, Instances, Pixels
 from pipeline.store import Store, local_path, name, redact, scheme
+
+Predict: TypeAlias = Callable[[Sequence[Pixels]], list[predict.Prediction]]
 
 
 class PatchDCTLabeler:
@@ -52,8 +56,10 @@ class PatchDCTLabeler:
         model, _ = build.build_model(cfg, device=device, weights=weights)
         self.categories = _categories(config, store, weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self._ids = np.array([c.id for c in self.categories], np.int32)
-        self._predict = predict.Predictor(model, cfg, precision=config.precision)
-        self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision)
+        make: Callable[..., Predict] = predict.Predictor if config.tta is None else tta.TtaPredictor
+        augmentation = {} if config.tta is None else dataclasses.asdict(config.tta)
+        self._predict = make(model, cfg, precision=config.precision, **augmentation)
+        self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision, **augmentation)
 
     def label(self, images: Sequence[Pixels]) -> list[Instances]:
         """Instance masks of RGB images; see `labelers.Labeler`."""

@@ -180,7 +180,7 @@ def test_published_config(name):
 
 def test_table_is_complete():
     """A published config that nobody compares could say anything."""
-    published = {path.stem for path in CONFIGS.glob("patchdct_*.yaml")} - {"patchdct_demo"}
+    published = {path.stem for path in CONFIGS.glob("patchdct_*.yaml")} - {"patchdct_demo", "patchdct_nuclei"}
     assert published == {f"patchdct_{name}" for name in NAMES}
     assert all(len(row) == len(NAMES) for row in TABLE.values())
 
@@ -335,7 +335,8 @@ def test_bad_overrides():
         ("DCT_VECTOR_DIM", 12545, "DCT_VECTOR_DIM must be in 1..12544"),
         ("PATCH_DCT_VECTOR_DIM", 0, "PATCH_DCT_VECTOR_DIM must be in 1..64"),
         ("CLS_AGNOSTIC_MASK", True, "CLS_AGNOSTIC_MASK must be False"),
-        ("NUM_STAGE", 1, "NUM_STAGE must be 2 (one PatchDCT block) or more, not 1"),
+        ("NUM_STAGE", 0, "NUM_STAGE must be 1 (DCT-Mask alone), 2 (one PatchDCT block) or more, not 0"),
+        ("NUM_STAGE", 1, "one number for each of the 1 stages of MODEL.ROI_MASK_HEAD.NUM_STAGE, not [1.0, 1.0]"),
         (
             "NUM_STAGE",
             3,
@@ -352,6 +353,39 @@ def test_contradictions(key, setting, expected):
     cfg = load_config(CONFIGS / "patchdct_r50_1x.yaml", [f"MODEL.ROI_MASK_HEAD.{key}", setting])
     with pytest.raises(ModelError, match=re.escape(expected)):
         check_config(cfg)
+
+
+@pytest.mark.parametrize("name", ["patchdct_demo", "dctmask_demo", "maskrcnn_demo", "demo_detector", "patchdct_nuclei"])
+def test_own_config(name):
+    """A config of this project's own models that the checks refuse; DCT-Mask alone has one stage and one weight."""
+    check_config(load_config(CONFIGS / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("roi_heads", "mask_head"),
+    [
+        ("StandardROIHeads", "MaskRCNNPatchDCTHead"),
+        ("StandardROIHeads", "MaskRCNNPatchDCTHead_NSTAGE"),
+        ("PatchDCTROIHeads", "MaskRCNNConvUpsampleHead"),
+    ],
+)
+def test_heads_that_do_not_fit(roi_heads, mask_head):
+    """ROI heads that call the mask head with too few or too many features would fail at the first image."""
+    overrides = ["MODEL.ROI_HEADS.NAME", roi_heads, "MODEL.ROI_MASK_HEAD.NAME", mask_head]
+    message = f"MODEL.ROI_HEADS.NAME {roi_heads} and MODEL.ROI_MASK_HEAD.NAME {mask_head} do not fit: "
+    with pytest.raises(ModelError, match=re.escape(message)):
+        check_config(load_config(CONFIGS / "patchdct_r50_1x.yaml", overrides))
+    check_config(load_config(CONFIGS / "patchdct_r50_1x.yaml", [*overrides, "MODEL.MASK_ON", False]))
+
+
+def test_old_name_is_checked_as_well():
+    """Under its name of before February 2023 the head must not lose the checks of its settings."""
+    old = ["MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNPatchDCTHead_NSTAGE"]
+    check_config(load_config(CONFIGS / "patchdct_r50_1x.yaml", old))
+    with pytest.raises(ModelError, match="CLS_AGNOSTIC_MASK must be False"):
+        check_config(
+            load_config(CONFIGS / "patchdct_r50_1x.yaml", [*old, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True])
+        )
 
 
 def test_plain_mask_rcnn_is_not_checked_as_patchdct():

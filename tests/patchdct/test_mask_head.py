@@ -5,23 +5,34 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from patchdct import losses, patches, targets
+from patchdct import dct, losses, patches, targets
 from patchdct.mask_head import MaskRCNNPatchDCTHead
 from patchdct.patches import BACKGROUND, FOREGROUND
 from tests.patchdct import plain_form, small
 
 
-def inference(head: MaskRCNNPatchDCTHead, x: Tensor, fine: Tensor, found: list[Instances]) -> list[Tensor]:
+def dct_mask_head(**changes: object) -> MaskRCNNPatchDCTHead:
+    """A narrow head without blocks, from a config, whose vectors are of order 1."""
+    changes = {"NUM_STAGE": 1, "MASK_LOSS_PARA_EACH_STAGE": [1.0], **changes}
+    cfg = small.config(*(item for key, value in changes.items() for item in (f"MODEL.ROI_MASK_HEAD.{key}", value)))
+    head = MaskRCNNPatchDCTHead(cfg, ShapeSpec(channels=small.CHANNELS, width=14, height=14))
+    with torch.no_grad():
+        head.predictor[4].weight *= 30
+    return head.eval()
+
+
+def inference(head: MaskRCNNPatchDCTHead, x: Tensor, fine: Tensor | None, found: list[Instances]) -> list[Tensor]:
     """The masks of each image."""
     with torch.no_grad():
         return [image.pred_masks for image in head(x, fine, found)]
 
 
-def loss(head: MaskRCNNPatchDCTHead, x: Tensor, fine: Tensor, images: list[Instances]) -> Tensor:
+def loss(head: MaskRCNNPatchDCTHead, x: Tensor, fine: Tensor | None, images: list[Instances]) -> Tensor:
     result = head.train()(x, fine, images)
     assert list(result) == ["loss_mask"]
     return result["loss_mask"]
@@ -276,3 +287,68 @@ def test_sizes_that_contradict(changes):
     """Built without a config, a head whose sizes do not fit fails at once and not in the first batch."""
     with pytest.raises(AssertionError):
         small.head(**changes)
+
+
+def test_parameters_without_blocks():
+    """DCT-Mask alone has the parameters of the first stage, under the names that they have beside blocks."""
+    alone, whole = dct_mask_head().state_dict(), small.head(blocks=2).state_dict()
+    assert alone.keys() < whole.keys()
+    assert {name.split(".")[0] for name in alone} == {*(f"mask_fcn{i}" for i in (1, 2, 3, 4)), "predictor"}
+    blocks = {name.split(".")[0] for name in whole.keys() - alone.keys()}
+    assert blocks == {"reshape", "fusion", "downsample", "predictor_bfg", "predictor1"}
+
+
+def test_masks_without_blocks():
+    """The mask of DCT-Mask is its vector decoded, float32 also under autocast, and needs no fine features."""
+    head, x = dct_mask_head(), small.pooled(3)[0]
+    with torch.no_grad():
+        expected = plain_form.decode(head.whole_mask(x), 112)
+    assert expected.std() > 0.05
+    masks = inference(head, x, None, small.detections([2, 0, 1]))
+    assert [mask.shape for mask in masks] == [(count, 1, 112, 112) for count in (2, 0, 1)]
+    torch.testing.assert_close(torch.cat(masks)[:, 0], expected, atol=1e-5, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (half,) = inference(head, x, None, small.detections([3]))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half[:, 0], expected, atol=0.05, rtol=0)
+
+
+def test_loss_without_blocks():
+    """Without blocks the loss is that of the vectors, weighted and scaled, and reaches every parameter."""
+    head, x = dct_mask_head(MASK_LOSS_PARA=0.5, MASK_LOSS_PARA_EACH_STAGE=[0.7]), small.pooled(3)[0]
+    images = small.proposals([1, 0, 2])
+    crops = [i.gt_masks.crop_and_resize(i.proposal_boxes.tensor, 112).double().numpy() for i in images if len(i)]
+    spectra = dctn(np.concatenate(crops), axes=(1, 2), norm="ortho")
+    rows, columns = np.transpose(dct.zigzag(112, 300))
+    with torch.no_grad():
+        far = (head.whole_mask(x).double() - torch.from_numpy(spectra[:, rows, columns])).abs().mean()
+    value = loss(head, x, None, images)
+    torch.testing.assert_close(value.double(), 0.5 * 0.7 * far, atol=0, rtol=1e-5)
+    found = gradients(head, value)
+    assert found.keys() == dict(head.named_parameters()).keys()
+    assert all(gradient.any() for gradient in found.values())
+
+    nothing = loss(head, small.pooled(0)[0], None, small.proposals([0, 0]))
+    assert float(nothing.detach()) == 0
+    assert gradients(head, nothing).keys() == dict(head.named_parameters()).keys()
+
+
+def test_upper_bound_without_blocks():
+    """With EVAL_GT, DCT-Mask alone gives the 300 lowest coefficients of the ground truth, zeros where there is none."""
+    head = dct_mask_head(EVAL_GT=True)
+    found = small.detections([2, 1])
+    found[0].gt_masks = BitMasks(small.ellipses(2)[0])
+    crops = found[0].gt_masks.crop_and_resize(found[0].pred_boxes.tensor, 112).double().numpy()
+    low = np.zeros((112, 112))
+    low[tuple(np.transpose(dct.zigzag(112, 300)))] = 1
+    expected = idctn(dctn(crops, axes=(1, 2), norm="ortho") * low, axes=(1, 2), norm="ortho")
+    first, second = inference(head, small.pooled(3)[0], None, found)
+    np.testing.assert_allclose(first[:, 0], expected, atol=1e-4)
+    assert 0 < ((first[:, 0].numpy() >= 0.5) != crops).mean() < 0.02
+    assert torch.equal(second, torch.zeros(1, 1, 112, 112))
+
+
+def test_blocks_without_fine_features():
+    """ROI heads that pool none for a head with blocks must not be answered with the masks of its first stage."""
+    with pytest.raises(AssertionError, match="fine features"):
+        inference(small.head(), small.pooled(1)[0], None, small.detections([1]))

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from pycocotools import mask as mask_api
 from torch import Tensor
 from torchvision.ops import box_iou, roi_align
 
+from patchdct.build import build_model
+from patchdct.config import load_config
+from patchdct.predict import Predictor
 from patchdct.roi_heads import PatchDCT_UPPER_BOUND_RCNN, PatchDCTROIHeads
 from tests.patchdct import small
 
+DCT_MASK = ("MODEL.ROI_MASK_HEAD.NUM_STAGE", 1, "MODEL.ROI_MASK_HEAD.MASK_LOSS_PARA_EACH_STAGE", [1.0])
 UPPER_BOUND = ("MODEL.META_ARCHITECTURE", "PatchDCT_UPPER_BOUND_RCNN", "MODEL.ROI_MASK_HEAD.EVAL_GT", True)
 
 
@@ -88,6 +95,73 @@ def test_what_the_mask_head_sees(cfg):
     for i, level in enumerate((2, 4, 3)):
         expected = roi_align(features[f"p{level}"], rois[i : i + 1], 14, 0.5**level, aligned=True)
         torch.testing.assert_close(pooled[i : i + 1], expected)
+
+
+@pytest.mark.parametrize(("changes", "sizes"), [((), {14, 42}), (DCT_MASK, {14})])
+def test_fine_features_only_for_blocks(changes, sizes):
+    """Pooling fine features, 42 x 42 for each RoI, costs more than DCT-Mask itself, which has no use for them."""
+    heads = PatchDCTROIHeads(
+        small.config(*changes), {f"p{i}": ShapeSpec(channels=small.CHANNELS, stride=2**i) for i in (2, 3, 4)}
+    ).eval()
+    pooled: list[int] = []
+    for module in heads.modules():
+        if isinstance(module, ROIPooler):
+            module.register_forward_hook(lambda _, inputs, output: pooled.append(output.shape[-1]))
+    features = {f"p{i}": torch.randn(1, small.CHANNELS, 64 >> i, 64 >> i) for i in (2, 3, 4)}
+    with torch.no_grad():
+        [found] = heads.forward_with_given_boxes(features, small.detections([2]))
+    assert set(pooled) == sizes
+    assert found.pred_masks.shape == (2, 1, 112, 112)
+
+
+BASELINES = ("patchdct_demo", "dctmask_demo", "maskrcnn_demo", "demo_detector")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_one_step_of_training(name):
+    """The demo's model and its baselines: each config builds a model of which a step of training moves every part."""
+    model, _ = build_model(load_config(small.CONFIGS / f"{name}.yaml"))
+    batch = images(2)
+    for one in batch:
+        one["instances"] = truth(anywhere(3))
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with EventStorage():
+        values = model.train()(batch)
+    sum(values.values()).backward()
+    optimizer.step()
+    masks = {"loss_mask"} if name != "demo_detector" else set()
+    assert values.keys() == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | masks
+    assert all(value.isfinite() for value in values.values())
+    after = dict(model.named_parameters())
+    assert all(parameter.isfinite().all() for parameter in after.values())
+    parts = {key.rsplit(".", 1)[0] for key in before}
+    moved = {key.rsplit(".", 1)[0] for key in before if not torch.equal(before[key], after[key])}
+    assert parts == moved
+
+
+@pytest.mark.parametrize("name", BASELINES[:3])
+def test_labeling_with_any_mask_head(name):
+    """A mask head of 28 x 28 or without blocks labels by the same way, from image to RLE."""
+    overrides = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 5, "INPUT.MIN_SIZE_TEST", 64]
+    cfg = load_config(small.CONFIGS / f"{name}.yaml", overrides)
+    model, _ = build_model(cfg)
+    sides = {"maskrcnn_demo": 28}
+    pixels = [np.random.randint(0, 256, (64, 96, 3), np.uint8), np.random.randint(0, 256, (70, 60, 3), np.uint8)]
+    predictor = Predictor(model, cfg)
+    for found, image, predicted in zip(predictor.find(pixels), pixels, predictor(pixels), strict=True):
+        assert found.pred_masks.shape == (5, 1, *[sides.get(name, 112)] * 2)
+        for counts, area in zip(predicted.counts, predicted.areas, strict=True):
+            assert mask_api.decode({"size": list(image.shape[:2]), "counts": counts}).sum() == area
+
+
+def test_old_name_of_the_head(model, cfg):
+    """A config from before February 2023 builds the same model, which loads the same weights."""
+    old = small.model(small.config("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNPatchDCTHead_NSTAGE"))
+    old.load_state_dict(model.state_dict())
+    batch = images(1)
+    [found], [expected] = inference(old, batch), inference(model, batch)
+    assert torch.equal(found.pred_masks, expected.pred_masks)
 
 
 def test_training_losses(model):

@@ -1,0 +1,132 @@
+"""Test-time augmentation: an image is labeled in several versions, mirrored and at several sizes, and these are merged.
+
+As in detectron2's GeneralizedRCNNWithTTA, boxes are merged first, by non-maximum suppression, and then every version
+predicts a mask for every merged box; the mean of these is the mask. An image and its mirror image have the same
+versions, so with `flip` the labels of the one are those of the other, mirrored.
+
+Shape legend: n instances of one image, M pixels a side of the model's mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import batched_nms
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from patchdct.predict import Prediction, Predictor, encode
+
+
+class TtaPredictor:
+    """Labels as `predict.Predictor` does, by the mean over versions of each image.
+
+    The versions of a batch go through the model one after the other, so that memory is that of the largest one alone;
+    and each does so twice, for boxes and for masks, whose backbone's features are not kept in between.
+    """
+
+    def __init__(
+        self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32", flip: bool, scales: Sequence[int] = ()
+    ) -> None:
+        """See `predict.Predictor` for the rest.
+
+        Args:
+            model: in evaluation mode.
+            cfg: its config.
+            precision: one of `predict.PRECISIONS`.
+            flip: whether each version is also shown mirrored, left to right.
+            scales: the shorter side of each version in pixels, in the place of `INPUT.MIN_SIZE_TEST`, which is the only
+                one if empty. `INPUT.MAX_SIZE_TEST`, which limits the longer side, is enlarged or reduced by as much.
+
+        Raises:
+            ModelError: a model without masks.
+        """
+        self._model = model
+        self._overlap, self._limit = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
+        configs = [_at_scale(cfg, scale) for scale in scales] or [cfg]
+        predictors = [Predictor(model, at_scale, precision=precision) for at_scale in configs]
+        self._versions = [
+            _Version(p, mirrored) for p in predictors for mirrored in ((False, True) if flip else (False,))
+        ]
+
+    def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
+        """Label RGB images, uint8 [H, W, 3] of any sizes -> a prediction for each, in order."""
+        return [encode(found) for found in self.find(images)]
+
+    @torch.inference_mode()
+    def find(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Instances]:
+        """The instances of each image before their masks are pasted, as `Predictor.find` gives them."""
+        with _without_masks(self._model):
+            found = [version.boxes(images) for version in self._versions]
+        merged = [self._merge(of_image) for of_image in zip(*found, strict=True)]
+        for version in self._versions:
+            for instances, values in zip(merged, version.masks(images, merged), strict=True):
+                sum_before = instances.pred_masks if instances.has("pred_masks") else 0
+                instances.pred_masks = sum_before + values / len(self._versions)
+        return merged
+
+    def _merge(self, found: Sequence[Instances]) -> Instances:
+        """The best of what the versions found in an image, no two of a class at the same place; best score first."""
+        together = Instances.cat(list(found))
+        boxes, scores, classes = together.pred_boxes.tensor, together.scores.float(), together.pred_classes
+        kept = batched_nms(boxes, scores, classes, self._overlap)
+        return together[kept[: self._limit] if self._limit >= 0 else kept]
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """A way to show images to the model; its answers are in the pixels of the images as they are."""
+
+    predictor: Predictor
+    mirrored: bool
+
+    def boxes(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Instances]:
+        return [self._turned(found) for found in self.predictor.find(self._shown(images))]
+
+    def masks(self, images: Sequence[npt.NDArray[np.uint8]], known: Sequence[Instances]) -> list[Tensor]:
+        """The masks of known instances, float32 [n, 1, M, M] for each image."""
+        found = self.predictor.find(self._shown(images), [self._turned(instances) for instances in known])
+        values = [instances.pred_masks.float() for instances in found]
+        return [mask.flip(-1) for mask in values] if self.mirrored else values
+
+    def _shown(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
+        return [image[:, ::-1] for image in images] if self.mirrored else list(images)
+
+    def _turned(self, found: Instances) -> Instances:
+        """From the image as it is to the image as shown, or back."""
+        boxes = found.pred_boxes.tensor
+        if self.mirrored:
+            x0, y0, x1, y1 = boxes.unbind(1)
+            boxes = torch.stack([found.image_size[1] - x1, y0, found.image_size[1] - x0, y1], 1)
+        return Instances(
+            found.image_size, pred_boxes=Boxes(boxes), scores=found.scores, pred_classes=found.pred_classes
+        )
+
+
+def _at_scale(cfg: CfgNode, scale: int) -> CfgNode:
+    """`cfg` with images of another size; without a size of its own (0, as they are) it keeps its limit."""
+    usual = cfg.INPUT.MIN_SIZE_TEST
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST = scale
+    cfg.INPUT.MAX_SIZE_TEST = round(cfg.INPUT.MAX_SIZE_TEST * scale / usual) if usual else cfg.INPUT.MAX_SIZE_TEST
+    cfg.freeze()
+    return cfg
+
+
+@contextmanager
+def _without_masks(model: GeneralizedRCNN) -> Iterator[None]:
+    """Let the model find boxes only, and spare the time of masks that nobody looks at."""
+    before = model.roi_heads.mask_on
+    model.roi_heads.mask_on = False
+    try:
+        yield
+    finally:
+        model.roi_heads.mask_on = before
