@@ -29,18 +29,23 @@ def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple
     return parser.parse_args(argv)
 
 
-def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) -> int:
-    """Run `work` with plain log lines, without warnings of libraries (unless python's -W asks for them).
-
-    An error of ours becomes one sentence and an exit status.
-
-    `refused` are further exceptions that speak of the user's input.
-    """
+def set_up_logging() -> None:
+    """Plain log lines of our own on standard error, and no warnings of libraries (unless python's -W asks for them)."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for ours_only in ("jobs", "pipeline", "patchdct"):  # the libraries' own INFO lines are of no use to a user
         logging.getLogger(ours_only).setLevel(logging.INFO)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) -> int:
+    """Run `work`, with logging as by `set_up_logging`.
+
+    An error of ours becomes one sentence and an exit status.
+
+    `refused` are further exceptions that speak of the user's input.
+    """
+    set_up_logging()
     ours: tuple[type[Exception], ...] = (LabelingError, *refused)
     try:
         return work()

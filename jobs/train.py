@@ -1,6 +1,7 @@
-"""Fit a PatchDCT model on COCO annotations: `python -m jobs.train --config FILE [--set key=value]...`.
+"""Train a model: `python -m jobs.train --config FILE [--set key=value]...`. Run again, it goes on where it stopped.
 
-Runs on this machine; the model, the losses, the schedule and the checkpoint are those of `patchdct.train`.
+With `run.workers: 0` it trains in this process; otherwise Ray Train starts the workers, and starts them again from the
+last checkpoint when one of them or a node dies. Exit status: 0 all steps are done; 1 they are not; 2 refused input.
 """
 
 from __future__ import annotations
@@ -8,123 +9,167 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
-from collections import deque
-from collections.abc import Sequence
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
-from jobs import coco_json, command
-from patchdct import build, checkpoint, data, train
-from patchdct.config import load_config
-from patchdct.errors import DataError, ModelError
-from pipeline import __version__
-from pipeline.config import TrainConfig, load
+from jobs import command, fitting, keeping
+from patchdct.config import check_config, load_config
+from patchdct.errors import ModelError
+from pipeline import driver
+from pipeline.config import DatasetConfig, TrainConfig, WorkersRange, load
 from pipeline.errors import RunError, UserError
-from pipeline.store import scheme
+from pipeline.founding import check_address, check_writable
+from pipeline.store import Store, absolute, join, redact, scheme
 
 log = logging.getLogger("jobs.train")
 
+#: Ray Train's defaults would change the working directory, print twice, and wait long for nodes that are gone.
+_RAY_TRAIN = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+}
 
-def run(config: TrainConfig) -> Path:
-    """Train, write checkpoints as `run.checkpoint_every` says, and return the path of the last.
+
+def run(config: TrainConfig) -> fitting.Outcome:
+    """Train until all steps are done, or until it cannot go on.
 
     Raises:
-        ValueError: data, model config or weights that cannot be used, in one sentence.
-        patchdct.train.DivergedError: the loss is not finite.
+        UserError, ModelError: the input is refused.
+        RunError, StoreError: workers died too often, or storage does not work.
     """
-    out = _folder(config.run.storage) / config.run.name / "model.pth"
-    device = train.prepare(seed=config.run.seed, threads=config.run.threads)
-    images = Path(config.data.train.images)
-    if not images.is_dir():
-        raise UserError(f"data.train.images is {images}, which is no folder")
-    truth = data.read_coco(Path(config.data.train.annotations), images)
-    for record in truth.records:
-        masks = (annotation["segmentation"] for annotation in record["annotations"])
-        coco_json.check_masks(masks, f"{config.data.train.annotations}: annotations of {record['file_name']}")
-    classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(truth.categories)))
-    cfg = load_config(config.model.config, (*config.model.overrides, *classes))
-    weights = Path(config.model.weights) if config.model.weights else None
-    model = build.build_model(cfg, device=device, weights=weights, strict=False)[0]
-    samples = data.TrainingSet(truth, cfg, seed=config.run.seed)
-    batches = data.loader(samples, batch_size=config.schedule.batch_size, seed=config.run.seed)
-    steps = config.schedule.steps
-    schedule = train.Schedule(
-        steps=steps,
-        lr=config.schedule.lr,
-        warmup=config.schedule.warmup,
-        weight_decay=config.schedule.weight_decay,
-        clip=config.schedule.clip,
-        ema=config.schedule.ema,
-        precision=config.schedule.precision,
+    config = located(config, in_ray_job=driver.RAY_JOB in os.environ)
+    cfg = load_config(config.model.config, config.model.overrides)
+    check_config(cfg)
+    check_address(config.run.address)
+    check_writable("run.storage", keeping.root_of(config), Store())
+    if config.run.workers == 0:
+        with driver.caught_signals() as signals:
+            return fitting.work(config, cfg.dump(), interrupted=lambda: bool(signals))
+    return _on_ray(config, cfg.dump())
+
+
+def located(config: TrainConfig, *, in_ray_job: bool) -> TrainConfig:
+    """The config with absolute URIs, so that they mean the same to every worker.
+
+    Raises:
+        UserError: a relative path for the storage of a Ray job, whose working directory is removed after it.
+    """
+    storage = config.run.storage
+    if in_ray_job and not scheme(storage) and not os.path.isabs(storage):  # noqa: PTH117 a URI, not a Path
+        raise UserError(
+            f"run.storage is {storage!r}, which in a Ray job would lie in a folder that is removed with the job; give "
+            "an absolute path or a URI such as s3://bucket/prefix"
+        )
+
+    def placed(one: DatasetConfig) -> DatasetConfig:
+        return replace(
+            one,
+            annotations=one.annotations and absolute(one.annotations),
+            images=one.images and absolute(one.images),
+            run=one.run and absolute(one.run),
+        )
+
+    weights = config.model.weights
+    data = config.data
+    return replace(
+        config,
+        data=replace(
+            data,
+            train=tuple(placed(one) for one in data.train_sets),
+            val=tuple(placed(one) for one in data.val_sets) or None,
+        ),
+        model=replace(config.model, weights=weights and absolute(weights)),
+        run=replace(config.run, storage=absolute(storage)),
     )
-    _make_writable(out.parent)
-    log.info("%d images, %d classes, %d steps on %s", len(samples), len(truth.categories), steps, device)
-    start = time.monotonic()
-    recent: deque[train.Progress] = deque(maxlen=20)
-    for progress, state in train.fit(model, batches, schedule):
-        recent.append(progress)
-        done = progress.step + 1
-        if done % 20 == 0 or done == steps:
-            log.info(_line(recent, steps))
-        if done % config.run.checkpoint_every == 0 or done == steps:
-            provenance = {
-                "version": __version__,
-                "steps": done,
-                "of": steps,
-                "seconds": round(time.monotonic() - start),
-                "annotations": config.data.train.annotations,
-            }
-            checkpoint.save_checkpoint(
-                out,
-                state,
-                categories=truth.categories,
-                config_text=cfg.dump(),
-                provenance=provenance,
-                half=config.run.half,
-            )
-    return out
 
 
-def _folder(storage: str) -> Path:
-    if scheme(storage):
-        raise UserError(f"run.storage is {storage}; accepted is a local folder")
-    return Path(storage)
+def _on_ray(config: TrainConfig, model: str) -> fitting.Outcome:
+    os.environ.update({name: os.environ.get(name, value) for name, value in _RAY_TRAIN.items()})
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    with driver.cluster(config.run.address, show_workers=True), tempfile.TemporaryDirectory() as scratch:
+        gpus, cpus = _resources(config)
+        workers = config.run.workers
+        trainer = TorchTrainer(
+            _work_on_ray,  # type: ignore[arg-type]  # what it returns, Ray hands back
+            train_loop_config={"config": config, "model": model},
+            scaling_config=ScalingConfig(
+                num_workers=(workers.min, workers.max) if isinstance(workers, WorkersRange) else workers,  # type: ignore[arg-type]
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+            ),
+            # Checkpoints are the ledger's. All that Ray writes here are marks that nobody reads.
+            run_config=RunConfig(
+                name=os.path.basename(config.run.name),  # noqa: PTH119
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=config.run.max_failures),
+            ),
+        )
+        try:
+            outcome: fitting.Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+        except TrainingFailedError as error:
+            raise RunError(_cause(error)) from error
+        return outcome
 
 
-def _make_writable(folder: Path) -> None:
-    """Make the folder of the checkpoint now rather than after hours of training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run.storage: {folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"run.storage: {folder} cannot be written")
+def _work_on_ray(job: dict[str, Any]) -> fitting.Outcome:
+    """What each worker of Ray Train runs."""
+    command.set_up_logging()
+    return fitting.work(job["config"], job["model"], preempted=_preemptions())
 
 
-def _line(recent: Sequence[train.Progress], steps: int) -> str:
-    """The last steps in one line: mean losses, rate, speed, time left."""
-    last = recent[-1]
-    losses = {name: sum(p.losses[name] for p in recent) / len(recent) for name in last.losses}
-    seconds = sum(p.seconds for p in recent) / len(recent)
-    waited = sum(p.data_seconds for p in recent) / len(recent)
-    parts = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
-    left = (steps - last.step - 1) * seconds / 60
-    speed = f"{seconds:.2f} s/step (data {waited:.2f})  {left:.0f} min left"
-    return f"step {last.step + 1}/{steps}  {parts}  lr {last.lr:.2e}  {speed}"
+def _preemptions() -> Callable[[], bool]:
+    """Whether nodes are to be taken away that were not known to be before; a question that all workers ask together."""
+    from ray.train import get_preemption_info
+
+    known: set[str] = set()
+
+    def preempted() -> bool:
+        info = get_preemption_info()
+        fresh = set(info.preempted_node_ids) - known if info else set()
+        known.update(fresh)
+        return bool(fresh)
+
+    return preempted
+
+
+def _resources(config: TrainConfig) -> tuple[float, float]:
+    """GPUs and CPUs of a worker."""
+    there = driver.cluster_resources()
+    gpus = config.run.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if there.get("GPU", 0) else 0.0
+    return gpus, config.run.cpus_per_worker or 1.0
+
+
+def _cause(error: Exception) -> str:
+    """Why workers failed in the end, without tracebacks."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = {rank: " ".join(str(getattr(one, "cause", one)).split()) for rank, one in failures.items()}
+    named = "; ".join(f"worker {rank}: {cause[:300]}" for rank, cause in sorted(causes.items()))
+    return f"training stopped after run.max_failures deaths of workers: {named or ' '.join(str(error).split())[:600]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0 when done, 1 when training failed, 2 when the input was refused."""
-    options = command.parse("jobs.train", "Fit a PatchDCT model on COCO annotations.", argv)
+    """Run the command; see the module."""
+    options = command.parse("jobs.train", "Train a model; also resumes.", argv)
 
     def work() -> int:
-        try:
-            log.info("wrote %s", run(load(TrainConfig, options.config, options.set)))
-        except train.DivergedError as error:
-            raise RunError(f"{str(error).rstrip('.')}; checkpoints written before that are kept") from error
+        outcome = run(load(TrainConfig, options.config, options.set))
+        if outcome.ended == "refused":
+            raise UserError(outcome.sentence)
+        if outcome.ended != "done":
+            raise RunError(outcome.sentence)
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in outcome.figures.items())
+        print(f"trained {outcome.step} steps: {redact(join(outcome.root, 'model.pth'))} ({figures})")
         return command.DONE
 
-    return command.guarded(work, (ModelError, DataError))
+    return command.guarded(work, (ModelError,))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,15 @@ Naming: TypeAlias = Literal["exact", "suffix", "caffe2"]
 #: Entries that follow from the config; other code, or older code, saves them too.
 IGNORED = ("*dct_encoding.T", "*anchor_generator.cell_anchors.*", "pixel_mean", "pixel_std")
 
+#: Tensors with a row for each class: of the box head, of PatchDCT's patches, of Mask R-CNN's masks.
+PER_CLASS = (
+    "roi_heads.box_predictor.*",
+    "roi_heads.mask_head.predictor1.*",
+    "roi_heads.mask_head.predictor_bfg.*",
+    "roi_heads.mask_head.predictor.weight",
+    "roi_heads.mask_head.predictor.bias",
+)
+
 # The first bytes of a file by torch.save: of a zip archive, and PyTorch's magic number before version 1.6.
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 
@@ -205,6 +214,41 @@ def save_checkpoint(
         # torch.save closes its archive on the way out, and then complains about that instead of, say, a full disk.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise ModelError(f"checkpoint {path} cannot be written: {getattr(cause, 'strerror', cause)}") from error
+
+
+def save_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write what a training goes on from (tensors and plain data), whole or not at all.
+
+    Raises:
+        ModelError: the file cannot be written.
+    """
+    try:
+        _write(dict(state), path)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise ModelError(f"{path} cannot be written: {getattr(cause, 'strerror', cause)}") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, tensors on the CPU.
+
+    Raises:
+        ModelError: the file is missing, damaged, or holds anything but tensors and plain data.
+    """
+    try:
+        with path.open("rb") as file:
+            state, _ = _read(file, path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} holds an object of type {type(state).__name__}, not the state of a training")
+    return state
+
+
+def of_other_classes(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the tensors that have a row for each class, as those of other classes would mislead."""
+    kept = {name: tensor for name, tensor in checkpoint.state.items() if not _matches(name, PER_CLASS)}
+    return replace(checkpoint, state=kept)
 
 
 def _write(content: object, path: Path) -> None:

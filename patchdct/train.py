@@ -1,171 +1,226 @@
-"""Fitting a model on one machine: optimizer, schedule, step and loop. The distributed job builds on the same pieces."""
+"""Fitting a model: one optimizer step over all workers, exactly resumable after any of them.
+
+A step is a pure function of the state before it, the samples and (seed, step): random numbers are drawn anew from these
+at each step, so that nothing of a generator has to be stored. How a batch is cut among workers and micro-batches enters
+only through what detectron2 normalises within a forward pass.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
 import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+from patchdct import distributed
+from patchdct.schedule import PRECISIONS, Schedule, build_optimizer, learning_rate
 
+#: So many steps in a row without an update, as float16 overflows at whatever scale of the loss, are no accident.
+_SKIPS = 20
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """A learning rate over `steps`: linear warm-up, then cosine down to a hundredth of `lr`.
-
-    `weight_decay` spares normalisation layers and biases. `clip` bounds the norm of the gradient. `ema` is the decay of
-    the averaged weights (0: none).
-    """
-
-    steps: int
-    lr: float
-    warmup: int = 100
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.0
-    precision: str = "fp32"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """One step from outside: losses by name (their sum as "loss"), rate, seconds, and those of waiting for data."""
-
-    step: int
-    losses: dict[str, float]
-    lr: float
-    seconds: float
-    data_seconds: float
+Sample = dict[str, Any]
+#: A micro-batch's share of the batch, and its losses.
+_Part: TypeAlias = tuple[float, dict[str, Tensor]]
 
 
 class DivergedError(RuntimeError):
-    """The loss or its gradient is not finite."""
+    """The loss or its gradient is not finite; the sentence names the step, the loss and the images."""
 
 
-def prepare(*, seed: int, threads: int | None = None) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a step did: the batch's loss, this worker's part of each of its terms, rate, norm of the gradient."""
+
+    step: int
+    loss: float
+    terms: dict[str, float]
+    lr: float
+    grad_norm: float
+
+
+def prepare(*, seed: int, threads: int | None = None) -> torch.device:
     """Seed torch, and set how many threads a CPU uses (None: as many as there are) -> the device to train on."""
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # warns of a call that detectron2 makes
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)  # vanishing gradients would slow a CPU's RoIAlign by orders of magnitude
     if threads:
         torch.set_num_threads(threads)
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def learning_rate(step: int, schedule: Schedule) -> float:
-    """The rate of step 0, 1, ... steps - 1.
-
-    >>> s = Schedule(steps=1000, lr=1.0, warmup=100)
-    >>> learning_rate(0, s), learning_rate(99, s), round(learning_rate(999, s), 3)
-    (0.01, 1.0, 0.01)
-    """
-    warm = min(1.0, (step + 1) / max(1, schedule.warmup))
-    left = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
-    return schedule.lr * warm * (0.01 + 0.99 * left) if step >= schedule.warmup else schedule.lr * warm
-
-
-def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on vectors (biases, normalisation) and on Swin's relative position tables."""
-    decay: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            table = name.endswith(("relative_position_bias_table", "absolute_pos_embed"))
-            (spared if parameter.ndim <= 1 or table else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.999))
+    return distributed.device()
 
 
 class Average:
-    """Exponential moving average of a model's floats, with a horizon that grows with the steps taken."""
+    """Exponential moving average of a model, with a horizon that grows with the steps taken."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after `step` (from 0)."""
+        """Take in the weights after `step` (from 0); what is no float is copied."""
         decay = min(self._decay, (step + 1) / (step + 10))
+        own = self.model.state_dict()
         for name, value in model.state_dict().items():
             if value.dtype.is_floating_point:
-                self.state[name].lerp_(value, 1 - decay)
+                own[name].lerp_(value, 1 - decay)
             else:
-                self.state[name].copy_(value)
+                own[name].copy_(value)
 
 
-def train_step(
-    model: nn.Module, batch: list[dict[str, object]], optimizer: torch.optim.Optimizer, schedule: Schedule
-) -> dict[str, Tensor]:
-    """Forward, backward and update on one batch -> the losses, detached.
+class Trainer:
+    """A model with its optimizer, average and place in the schedule. Every worker of a group has one."""
 
-    Raises:
-        DivergedError: a loss or the gradient is not finite; the parameters are then as before the step.
-    """
-    dtype = PRECISIONS[schedule.precision]
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        try:
-            losses = model(batch)
-        except FloatingPointError as error:  # detectron2's, for proposals that are not finite
-            raise DivergedError(str(error)) from error
-    total = sum(losses.values(), torch.zeros((), device=device))
-    if not torch.isfinite(total):
-        values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in losses.items())
-        raise DivergedError(f"the loss is not finite: {values}")
-    optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
-    if not torch.isfinite(norm):
-        raise DivergedError("the gradient is not finite")
-    optimizer.step()
-    return {"loss": total.detach(), **{k: v.detach() for k, v in losses.items()}}
-
-
-def fit(
-    model: nn.Module,
-    batches: Iterable[list[dict[str, object]]],
-    schedule: Schedule,
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[tuple[Progress, dict[str, Tensor]]]:
-    """Train `model` in place for `schedule.steps` and yield after each step.
-
-    Yields:
-        The progress, and the weights to keep: the average's if there is one, else the model's own (alive, not copies).
-
-    Raises:
-        DivergedError: see `train_step`.
-    """
-    model.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, schedule)
-    average = Average(model, schedule.ema) if schedule.ema else None
-    source = iter(batches)
-    model.train()
-    with EventStorage() as storage:
-        for step in range(schedule.steps):
-            start = clock()
-            batch = next(source)
-            waited = clock() - start
-            rate = learning_rate(step, schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            storage.iter = step
-            losses = train_step(model, batch, optimizer, schedule)
-            if average:
-                average.update(model, step)
-            yield (
-                Progress(
-                    step=step,
-                    losses={k: float(v) for k, v in losses.items()},
-                    lr=rate,
-                    seconds=clock() - start,
-                    data_seconds=waited,
-                ),
-                average.state if average else model.state_dict(),
+    def __init__(self, model: nn.Module, schedule: Schedule, *, seed: int) -> None:
+        """Wrap `model`, which is on its device, and is trained in place."""
+        self.model = model.to(memory_format=torch.channels_last)
+        self.schedule = schedule
+        self.step = 0  # the next one
+        self._seed = seed
+        self._device = next(model.parameters()).device
+        self._losses: nn.Module = _Losses(self.model)
+        if distributed.world() > 1:
+            self._losses = DistributedDataParallel(
+                self._losses,
+                device_ids=[self._device] if self._device.type == "cuda" else None,
+                broadcast_buffers=False,
             )
+        self._optimizer = build_optimizer(self.model, schedule)
+        self._average = Average(self.model, schedule.ema) if schedule.ema else None
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=schedule.precision == "fp16")
+        self._skips = 0
+
+    @property
+    def weights(self) -> nn.Module:
+        """What is measured and stored: the average if there is one, else the model itself."""
+        return self._average.model if self._average else self.model
+
+    def run(self, micro_batches: Sequence[list[Sample]]) -> Step:
+        """Take one step on this worker's share of the batch.
+
+        Raises:
+            DivergedError: on every worker alike; weights and optimizer are as before the step.
+        """
+        self.model.train()
+        rate = learning_rate(self.step, self.schedule)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_factor", 1.0)
+        self._optimizer.zero_grad(set_to_none=True)
+        parts: list[_Part] = []
+        with EventStorage(self.step):  # detectron2's modules report to it
+            for number, samples in enumerate(micro_batches):
+                share = len(samples) / self.schedule.batch_size
+                parts.append((share, self._backward(number, len(micro_batches), samples, share)))
+        losses = _summed(parts)
+        loss = float(distributed.total(torch.tensor(sum(losses.values()), device=self._device)))
+        norm = self._clipped_norm()
+        # Both are the same on every worker. Float16 overflows now and then; its scaler then lets the step pass.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler.is_enabled()):
+            raise DivergedError(self._diagnosis(micro_batches, parts))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._skips = 0 if math.isfinite(norm) else self._skips + 1
+        if self._skips >= _SKIPS:
+            raise DivergedError(self._diagnosis(micro_batches, parts))
+        if self._average:
+            self._average.update(self.model, self.step)
+        self.step += 1
+        return Step(step=self.step - 1, loss=loss, terms=losses, lr=rate, grad_norm=norm)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on as if nothing had happened; tensors and plain data."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self._average.model.state_dict() if self._average else None,
+            "scaler": self._scaler.state_dict(),
+            "schedule": asdict(self.schedule),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, in this or another process."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average:
+            self._average.model.load_state_dict(state["average"] or state["model"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+
+    def share_buffers(self) -> None:
+        """Give every worker the running statistics of worker 0, which are those that are stored."""
+        distributed.copy_from_first(list(self.weights.buffers()))
+
+    def _backward(self, number: int, of: int, samples: list[Sample], share: float) -> dict[str, Tensor]:
+        """Add the gradient of one micro-batch, weighted by its share of the batch -> its losses."""
+        _seed_everything(self._seed, self.step, distributed.rank(), number)
+        dtype = PRECISIONS[self.schedule.precision]
+        last = number == of - 1 or not isinstance(self._losses, DistributedDataParallel)
+        with contextlib.nullcontext() if last else self._losses.no_sync():  # type: ignore[operator]
+            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+                losses: dict[str, Tensor] = self._losses(samples)
+            total = sum(losses.values(), torch.zeros((), device=self._device))
+            # The workers' gradients are averaged.
+            self._scaler.scale(total * share * distributed.world()).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _clipped_norm(self) -> float:
+        self._scaler.unscale_(self._optimizer)
+        return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip or math.inf))
+
+    def _diagnosis(self, micro_batches: Sequence[list[Sample]], parts: Sequence[_Part]) -> str:
+        """The step, which losses are not finite, and the images of the micro-batches that gave them."""
+        found: list[tuple[str, str]] = []
+        for samples, (_, losses) in zip(micro_batches, parts, strict=True):
+            bad = [f"{name} {float(loss):.3g}" for name, loss in losses.items() if not torch.isfinite(loss)]
+            found += [(", ".join(bad), str(sample.get("file_name", "?"))) for sample in samples if bad]
+        everywhere = [pair for worker in distributed.gather(found) for pair in worker]
+        step = f"step {self.step + 1}"
+        if not everywhere:
+            names = [str(sample.get("file_name", "?")) for samples in micro_batches for sample in samples]
+            return f"the gradient is not finite at {step}; the images of its batch: {', '.join(names)}"
+        names = [name for _, name in everywhere]
+        return f"the loss is not finite at {step} ({everywhere[0][0]}); the images: {', '.join(names)}"
+
+
+class _Losses(nn.Module):
+    """The losses of a model; those that detectron2 refuses to compute, as its proposals are not finite, are NaN.
+
+    Raising would leave the other workers waiting for this one's gradients.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples: list[Sample]) -> dict[str, Tensor]:
+        try:
+            losses: dict[str, Tensor] = self.model(samples)
+        except FloatingPointError:
+            total = sum((p.sum() for p in self.model.parameters() if p.requires_grad), torch.zeros(()))
+            return {"loss_rpn": total * math.nan}
+        return losses
+
+
+def _summed(parts: Sequence[_Part]) -> dict[str, float]:
+    """This worker's part of the batch's losses, from those of micro-batches and their shares of the batch."""
+    losses: dict[str, float] = {}
+    for share, of_part in parts:
+        for name, loss in of_part.items():
+            losses[name] = losses.get(name, 0.0) + share * float(loss)
+    return losses
+
+
+def _seed_everything(*parts: int) -> None:
+    """Seed torch from numbers that tell this micro-batch from any other."""
+    seed = 0
+    for part in parts:
+        seed = (seed * 1_000_003 + part + 1) % (1 << 63)
+    torch.manual_seed(seed)

@@ -220,7 +220,7 @@ class Pool:
                 started,
                 self._least,
                 self._resources,
-                {name: _cluster_resources().get(name, 0) for name in ("CPU", "GPU")},
+                {name: cluster_resources().get(name, 0) for name in ("CPU", "GPU")},
             )
 
     def _assign(self) -> None:
@@ -328,7 +328,7 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     if not pending:
         shards = len(manifest.shards)
         return Outcome(uri=config.output.uri, snapshot=Snapshot(shards=shards, done=shards))
-    with _cluster(config.run.address), _caught_signals() as signals:
+    with cluster(config.run.address), caught_signals() as signals:
         pool = Pool(config, manifest, founded=founded, pending=pending, store=store)
         pool.work(report, signals)
         return pool.outcome(signals[0] if signals else None)
@@ -340,17 +340,17 @@ def _size(config: LabelConfig) -> tuple[int, int, dict[str, float]]:
     Raises:
         UserError: a worker that fits no cluster such as this.
     """
-    cluster = _cluster_resources()
-    gpus = cluster.get("GPU", 0)
+    there = cluster_resources()
+    gpus = there.get("GPU", 0)
     per_worker = config.run.gpus_per_worker
     if per_worker is None:
         per_worker = 1.0 if gpus else 0.0
     cpus = config.run.cpus_per_worker or 1.0
     if config.run.address is None and RAY_JOB not in os.environ:  # a cluster of its own does not grow
         for name, asked in (("GPU", per_worker), ("CPU", cpus)):
-            if asked > cluster.get(name, 0):
+            if asked > there.get(name, 0):
                 raise UserError(
-                    f"run.{name.lower()}s_per_worker is {asked:g}, but this machine has {cluster.get(name, 0):g}"
+                    f"run.{name.lower()}s_per_worker is {asked:g}, but this machine has {there.get(name, 0):g}"
                 )
     workers = config.run.workers
     if workers is None:
@@ -359,18 +359,25 @@ def _size(config: LabelConfig) -> tuple[int, int, dict[str, float]]:
     return least, most, {"num_gpus": per_worker, "num_cpus": cpus}
 
 
-def _cluster_resources() -> dict[str, float]:
+def cluster_resources() -> dict[str, float]:
+    """What the connected cluster has of each resource, such as CPU and GPU."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
     return resources
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """A connection to Ray: to the address, to the cluster of the Ray job that this is, or to a local one of its own."""
+def cluster(address: str | None, *, show_workers: bool = False) -> Iterator[None]:
+    """A connection to Ray: to the address, to the cluster of the Ray job that this is, or to a local one of its own.
+
+    What workers print is shown where `show_workers` says so.
+
+    Raises:
+        UserError: no cluster answers.
+    """
     target = address or ("auto" if RAY_JOB in os.environ else "local")
     try:
         local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
-        ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(address=target, log_to_driver=show_workers, logging_level=logging.ERROR, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"run.address is {target!r}, where no Ray cluster answers: {' '.join(str(error).split())}"
@@ -382,7 +389,7 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _caught_signals() -> Iterator[list[str]]:
+def caught_signals() -> Iterator[list[str]]:
     """The names of SIGINT and SIGTERM as they come in, instead of an exception in the middle of anything."""
     caught: list[str] = []
 

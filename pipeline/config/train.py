@@ -109,7 +109,8 @@ class TrainRunConfig:
     as nodes leave and join. gpus_per_worker: null is 1 where there are any. threads: of each worker on a CPU.
     checkpoint_every, evaluate_every (null: with each checkpoint), log_every: in steps. keep: so many checkpoints, and
     the best by mask AP on `data.val`. max_failures: how many deaths of workers end the run; a preempted node counts
-    for nothing. half: store model.pth as float16, at half the size.
+    for nothing. half: store model.pth as float16, at half the size. accept_changes: go on with a training that was begun
+    with another model, schedule or data.
     """
 
     __pydantic_config__ = STRICT
@@ -128,6 +129,7 @@ class TrainRunConfig:
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     half: bool = False
     seed: Natural = 0
+    accept_changes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

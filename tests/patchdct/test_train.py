@@ -1,19 +1,23 @@
-"""Fitting a model: rate, optimizer, average, and steps that learn or that fail without harm."""
+"""The step and what it goes on from: it learns, fails without harm, and can be taken up after any of its like."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 from torch import nn
 
-from patchdct import data, scenes, train
+from patchdct import checkpoint, data, scenes
 from patchdct.build import build_model
-from patchdct.train import Average, DivergedError, Schedule, learning_rate
+from patchdct.schedule import learning_rate
+from patchdct.train import Average, DivergedError, Trainer
 from tests.patchdct import small
+from tests.patchdct.lines import Line, parameters, samples, schedule
 
 
 @pytest.fixture(scope="module")
@@ -23,58 +27,19 @@ def batch(tmp_path_factory):
     path = scenes.write_scenes(folder, images=2, seed=4, size=64)
     cfg = small.config("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none")
     truth = data.read_coco(path, folder / "images")
-    return next(iter(data.loader(data.TrainingSet(truth, cfg, seed=1), batch_size=2, seed=1)))
+    return next(iter(data.loader(data.TrainingSet(truth, cfg, seed=1, read=read_rgb), batch_size=2, seed=1)))
 
 
-class Line(nn.Module):
-    """A model of one weight and one bias that takes a detectron2 batch: loss_a = (2 w + b - 1)^2, loss_b constant."""
+def read_rgb(uri):
+    from PIL import Image
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.zeros(1, 1)), nn.Parameter(torch.zeros(1))
-        self.register_buffer("count", torch.tensor(0))
-
-    def forward(self, batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        self.count += 1
-        factor = batch[0]["factor"]
-        return {"loss_a": factor * (2 * self.weight + self.bias - 1).square().sum(), "loss_b": torch.ones(())}
+    return np.asarray(Image.open(uri).convert("RGB"))
 
 
-def lines(factor: float = 1.0) -> list[dict[str, torch.Tensor]]:
-    return [{"factor": torch.tensor(factor)}]
-
-
-def test_learning_rate():
-    """Warm-up from lr / warmup to lr, then a cosine that ends at a hundredth of lr and never rises."""
-    schedule = Schedule(steps=1000, lr=2e-3, warmup=100)
-    rates = [learning_rate(step, schedule) for step in range(1000)]
-    assert rates[0] == pytest.approx(2e-5)
-    assert rates[49] == pytest.approx(1e-3)
-    assert rates[99] == pytest.approx(2e-3)
-    assert rates[500] == pytest.approx(2e-3 * 0.505)
-    assert rates[750] == pytest.approx(2e-3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(0.75 * math.pi))))
-    assert rates[999] == pytest.approx(2e-5, rel=1e-3)
-    assert all(b > a for a, b in itertools.pairwise(rates[:100]))
-    assert all(b < a for a, b in itertools.pairwise(rates[99:]))
-    assert learning_rate(0, Schedule(steps=10, lr=1.0, warmup=0)) == 1.0
-    assert all(0 < learning_rate(step, Schedule(steps=5, lr=1.0, warmup=100)) <= 0.05 for step in range(5))
-
-
-def test_weight_decay_groups():
-    """Decay on biases, norms or Swin's position tables costs accuracy; parameters in no group would never train."""
-    model = small.model(small.config("MODEL.BACKBONE.FREEZE_AT", 2))
-    model.add_module("attn", nn.Module())
-    model.attn.relative_position_bias_table = nn.Parameter(torch.zeros(4, 2))
-    groups = train.build_optimizer(model, Schedule(steps=1, lr=1e-3, weight_decay=0.07)).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.07, 0.0]
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, spared = ({names[id(p)] for p in group["params"]} for group in groups)
-    assert decayed | spared == {name for name, p in model.named_parameters() if p.requires_grad}
-    assert not decayed & spared
-    assert "roi_heads.mask_head.predictor.0.weight" in decayed
-    assert {name for name in decayed if name.endswith(".bias") or ".norm." in name} == set()
-    assert {"attn.relative_position_bias_table", "roi_heads.mask_head.reshape.bias"} <= spared
-    assert "backbone.bottom_up.stem.conv1.weight" not in decayed | spared
+def model_trainer(cfg=None, **changes):
+    torch.manual_seed(2)
+    plan = schedule(**{"batch_size": 2, "warmup": 3, "clip": 1.0, "lr": 5e-3, "weight_decay": 0.05, **changes})
+    return Trainer(small.model(cfg or small.config()), plan, seed=3)
 
 
 def test_average():
@@ -89,53 +54,76 @@ def test_average():
         average.update(model, step)
         decay = min(0.75, (step + 1) / (step + 10))
         expected = decay * expected + (1 - decay) * (step + 1)
-        assert float(average.state["weight"]) == pytest.approx(expected, rel=1e-5)
-        assert int(average.state["count"]) == step
-    assert float(average.state["weight"]) == pytest.approx(40 - 3, abs=0.1)
+        assert float(average.model.weight) == pytest.approx(expected, rel=1e-5)
+        assert int(average.model.count) == step
+    assert float(average.model.weight) == pytest.approx(40 - 3, abs=0.1)
     assert float(model.weight.detach()) == 40
 
 
-def test_fit_reports_each_step():
-    """Steps, rates, losses and times as they were, and the weights to keep: the average's where there is one."""
-    schedule = Schedule(steps=4, lr=0.1, warmup=2, ema=0.9)
-    model, ticks = Line(), itertools.count()
-    seen = list(train.fit(model, itertools.repeat(lines()), schedule, clock=lambda: float(next(ticks))))
-    assert [progress.step for progress, _ in seen] == [0, 1, 2, 3]
-    assert [progress.lr for progress, _ in seen] == [learning_rate(step, schedule) for step in range(4)]
-    for progress, _ in seen:
-        assert set(progress.losses) == {"loss", "loss_a", "loss_b"}
-        assert progress.losses["loss"] == pytest.approx(progress.losses["loss_a"] + 1)
-        assert (progress.data_seconds, progress.seconds) == (1, 2)
-    assert int(model.count) == 4
-    kept = seen[-1][1]
-    assert 0 < abs(float(kept["weight"])) < abs(float(model.weight.detach()))
-    without = list(train.fit(Line(), itertools.repeat(lines()), Schedule(steps=2, lr=0.1)))
-    assert without[-1][1].keys() == kept.keys()
+def test_a_step_says_what_it_did():
+    """The log would show another loss, rate or step than the one that was taken."""
+    trainer = Trainer(Line(), schedule(batch_size=2, warmup=2), seed=1)
+    for step in range(3):
+        taken = trainer.run([samples(1.0, 3.0)])
+        assert taken.step == step
+        assert trainer.step == step + 1
+        assert taken.lr == learning_rate(step, trainer.schedule)
+        assert set(taken.terms) == {"loss_a", "loss_b"}
+        assert taken.loss == pytest.approx(sum(taken.terms.values()))
+        assert taken.terms["loss_b"] == pytest.approx(1)
+        assert taken.grad_norm > 0
+    assert int(trainer.model.count) == 3
+
+
+def test_what_is_stored_is_the_average():
+    """With an average, its weights are measured and stored; without, the model's own."""
+    trainer = Trainer(Line(), schedule(ema=0.9), seed=1)
+    for _ in range(4):
+        trainer.run([samples(1.0)])
+    assert 0 < abs(float(trainer.weights.weight)) < abs(float(trainer.model.weight.detach()))
+    plain = Trainer(Line(), schedule(), seed=1)
+    assert plain.weights is plain.model
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_micro_batches_add_up(optimizer):
+    """A batch that is cut, evenly or not, would weigh its parts wrongly and train another model."""
+    ends = []
+    for cuts in ([5], [2, 3], [1, 1, 1, 1, 1]):
+        trainer = Trainer(Line(), schedule(batch_size=5, optimizer=optimizer), seed=1)
+        all_samples, start, batches = samples(1.0, 0.5, 2.0, 4.0, 0.1), 0, []
+        for cut in cuts:
+            batches.append(all_samples[start : start + cut])
+            start += cut
+        for _ in range(3):
+            taken = trainer.run(batches)
+        ends.append([taken.loss, *parameters(trainer)])
+    # The noise of a forward pass, 1 % of the loss, differs from cut to cut.
+    np.testing.assert_allclose(ends[1], ends[0], rtol=0.02)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=0.02)
 
 
 def test_clipped_gradient():
     """A batch with a huge gradient must not throw the weights away: the norm is bounded."""
-    schedule = Schedule(steps=1, lr=0.1, clip=1.0)
-    model = Line()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    train.train_step(model, lines(1e6), optimizer, schedule)
-    moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).norm()
-    assert float(moved) == pytest.approx(1.0, rel=1e-4)
+    trainer = Trainer(Line(), schedule(clip=1.0, lr=1.0, optimizer="sgd", momentum=0.0), seed=1)
+    taken = trainer.run([samples(1e6)])
+    assert taken.grad_norm > 1e5
+    assert math.hypot(*parameters(trainer)) == pytest.approx(1.0, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("factor", "message"),
-    [(math.nan, r"the loss is not finite: loss_a nan, loss_b 1"), (math.inf, r"the loss is not finite: loss_a inf")],
-)
-def test_loss_that_is_not_finite(factor, message):
-    """A NaN that reaches the weights ends a training for good; it must stop before, and say which loss it was."""
-    model = Line()
-    optimizer = train.build_optimizer(model, Schedule(steps=2, lr=0.1))
-    train.train_step(model, lines(), optimizer, Schedule(steps=2, lr=0.1))
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    with pytest.raises(DivergedError, match=message):
-        train.train_step(model, lines(factor), optimizer, Schedule(steps=2, lr=0.1))
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_loss_that_is_not_finite(factor):
+    """A NaN that reaches the weights ends a training for good; it must stop before, and say where it came from."""
+    trainer = Trainer(Line(), schedule(batch_size=3), seed=1)
+    trainer.run([samples(1.0, 1.0, 1.0)])
+    before = parameters(trainer)
+    good, bad = samples(1.0, 1.0)[:1], [{"factor": factor, "file_name": "bad.jpg"}]
+    with pytest.raises(
+        DivergedError, match=rf"^the loss is not finite at step 2 \(loss_a {factor}\); the images: bad.jpg$"
+    ):
+        trainer.run([good, bad, good])
+    assert parameters(trainer) == before
+    assert trainer.step == 1
 
 
 def test_gradient_that_is_not_finite():
@@ -145,44 +133,133 @@ def test_gradient_that_is_not_finite():
         def forward(self, batch):
             return {"loss_a": self.weight.abs().sqrt().sum() + self.bias.sum()}
 
-    model = Root()
-    optimizer = train.build_optimizer(model, Schedule(steps=1, lr=0.1))
-    with pytest.raises(DivergedError, match="the gradient is not finite"):
-        train.train_step(model, lines(), optimizer, Schedule(steps=1, lr=0.1))
-    assert float(model.weight.detach()) == float(model.bias.detach()) == 0
+    trainer = Trainer(Root(), schedule(clip=1.0), seed=1)
+    with pytest.raises(DivergedError, match=r"the gradient is not finite at step 1; the images of its batch: 0\.jpg"):
+        trainer.run([samples(1.0)])
+    assert parameters(trainer) == [0, 0]
 
 
 def test_model_that_diverged(batch):
     """detectron2 raises an error of its own for proposals that are not finite; it is a divergence like the others."""
-    model = small.model(small.config()).train()
+    trainer = model_trainer()
     with torch.no_grad():
-        model.proposal_generator.rpn_head.conv.weight.fill_(torch.nan)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    schedule = Schedule(steps=1, lr=0.1)
-    with EventStorage(), pytest.raises(DivergedError, match="Inf/NaN"):
-        train.train_step(model, batch, train.build_optimizer(model, schedule), schedule)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter.nan_to_num(7), before[name].nan_to_num(7))
+        trainer.model.proposal_generator.rpn_head.conv.weight.fill_(torch.nan)
+    with pytest.raises(DivergedError, match=r"not finite at step 1 .*scene|not finite at step 1 .*\.jpg|\.png"):
+        trainer.run([batch])
+
+
+def test_float16_lets_an_overflow_pass():
+    """A scale that float16 cannot hold is lowered and the step is left out; the training goes on."""
+    trainer = Trainer(Line(), schedule(precision="fp16"), seed=1)
+    first = trainer.run([samples(1.0)])
+    before = parameters(trainer)
+    overflow = trainer.run([samples(1e34)])  # times the scale of 2^16 beyond float32
+    assert math.isfinite(overflow.loss)
+    assert not math.isfinite(overflow.grad_norm)
+    assert parameters(trainer) == before
+    last = trainer.run([samples(1.0)])
+    assert math.isfinite(first.grad_norm + last.grad_norm)
+    assert parameters(trainer) != before
+    assert trainer.step == 3
 
 
 def test_two_scenes_by_heart(batch):
     """A model whose losses do not halve on two scenes learns nothing: some part gets no, or a wrong, gradient."""
-    torch.manual_seed(2)
-    schedule = Schedule(steps=16, lr=5e-3, warmup=3)
-    seen = [p.losses for p, _ in train.fit(small.model(small.config()), itertools.repeat(batch), schedule)]
-    first, last = ({name: sum(x[name] for x in part) for name in seen[0]} for part in (seen[:3], seen[-3:]))
-    assert last["loss"] < 0.5 * first["loss"]
-    assert last["loss_mask"] < 0.5 * first["loss_mask"]
+    trainer = model_trainer(steps=16)
+    seen = [trainer.run([batch]) for _ in range(16)]
+    first, last = (sum(x.loss for x in part) for part in (seen[:3], seen[-3:]))
+    assert last < 0.5 * first
+    first, last = (sum(x.terms["loss_mask"] for x in part) for part in (seen[:3], seen[-3:]))
+    assert last < 0.5 * first
 
 
 def test_mixed_precision(batch):
     """In bf16 the losses stay those of full precision, and the weights stay float32."""
     losses = {}
     for precision in ("fp32", "bf16"):
-        torch.manual_seed(2)
-        model = build_model(small.config())[0]
-        schedule = Schedule(steps=1, lr=1e-3, precision=precision)
-        [(progress, state)] = train.fit(model, itertools.repeat(batch), schedule)
-        losses[precision] = progress.losses
-        assert {tensor.dtype for tensor in state.values()} <= {torch.float32, torch.int64}
+        trainer = model_trainer(precision=precision, steps=1)
+        losses[precision] = trainer.run([batch]).terms
+        assert {tensor.dtype for tensor in trainer.weights.state_dict().values()} <= {torch.float32, torch.int64}
     assert losses["bf16"]["loss_mask"] == pytest.approx(losses["fp32"]["loss_mask"], rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "sgd"}, {"precision": "bf16"}])
+def test_resumed_to_the_bit(batch, tmp_path, changes):
+    """A training that died must end with the weights that it would have had: storage keeps all of its state."""
+    undisturbed = model_trainer(**changes)
+    losses = [undisturbed.run([batch]).loss for _ in range(4)]
+
+    dying = model_trainer(**changes)
+    assert [dying.run([batch]).loss for _ in range(2)] == losses[:2]
+    checkpoint.save_state(tmp_path / "state.pth", dying.state())
+
+    torch.manual_seed(99)
+    resumed = Trainer(build_model(small.config())[0], dying.schedule, seed=3)
+    resumed.load_state(checkpoint.read_state(tmp_path / "state.pth"))
+    assert resumed.step == 2
+    assert [resumed.run([batch]).loss for _ in range(2)] == losses[2:]
+    ends = resumed.weights.state_dict()
+    for name, tensor in undisturbed.weights.state_dict().items():
+        assert torch.equal(tensor, ends[name]), name
+
+
+def test_the_seed_counts(batch):
+    """Two seeds that draw the same proposals would make the spread over seeds too small."""
+    ends = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(2)
+        trainer = Trainer(build_model(small.config())[0], schedule(batch_size=2, lr=5e-3), seed=seed)
+        ends.append([trainer.run([batch]).loss for _ in range(2)])
+    assert ends[0] == ends[1]
+    assert ends[0] != ends[2]
+
+
+def in_processes(folder, world, *factors, steps=3):
+    """What each of so many processes says, that train together on a batch of these factors."""
+    words = [sys.executable, "-m", "tests.patchdct.lines", str(folder)]
+    numbers = [str(number) for number in (world, steps, *factors)]
+    workers = [subprocess.Popen([*words, str(rank), *numbers]) for rank in range(world)]
+    assert [worker.wait(120) for worker in workers] == [0] * world
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def test_two_workers_train_the_model_of_one(tmp_path):
+    """Gradients that are not averaged with the weight of each worker's share would train another model."""
+    factors = (1.0, 0.5, 2.0, 4.0, 0.1)
+    trainer = Trainer(Line(), schedule(batch_size=5, optimizer="sgd"), seed=1)
+    for _ in range(3):
+        taken = trainer.run([samples(*factors)])
+    one, two = in_processes(tmp_path, 2, *factors)
+    assert one == two
+    np.testing.assert_allclose(one["parameters"], parameters(trainer), rtol=0.02)
+    assert one["loss"] == pytest.approx(taken.loss, rel=0.02)
+
+
+def test_all_workers_stop_together(tmp_path):
+    """If only the worker with the bad batch stopped, the others would wait for it for ever."""
+    one, two = in_processes(tmp_path, 2, 1.0, math.nan, 1.0)
+    assert one == two == {"error": "the loss is not finite at step 1 (loss_a nan); the images: 1.jpg"}
+
+
+def test_nothing_else_draws_the_numbers():
+    """A step must not depend on what else of the process has drawn random numbers."""
+    losses = []
+    for draws in (0, 7):
+        trainer = Trainer(Line(), schedule(), seed=1)
+        trainer.run([samples(1.0)])
+        torch.rand(draws)
+        losses.append(trainer.run([samples(1.0)]).loss)
+    assert losses[0] == losses[1]
+
+
+def test_frozen_parts_stay(batch):
+    """Stages that the config freezes must not move, in the average neither."""
+    trainer = model_trainer(small.config("MODEL.BACKBONE.FREEZE_AT", 2), ema=0.5)
+    before = {name: tensor.clone() for name, tensor in trainer.weights.state_dict().items()}
+    trainer.run([batch])
+    after = trainer.weights.state_dict()
+    stem = [name for name in before if name.startswith("backbone.bottom_up.stem")]
+    assert stem
+    assert all(torch.equal(before[name], after[name]) for name in stem)
+    assert not torch.equal(before["backbone.fpn_output2.weight"], after["backbone.fpn_output2.weight"])
+    assert isinstance(trainer.model, nn.Module)
