@@ -183,7 +183,7 @@ def test_object_storage(config: Path, s3_environment: None, s3_uri: str) -> None
         assert fit(config, *settings) == 0
     root = join(s3_uri, "t")
     assert [row["step"] for row in history(root)] == [1, 2, 3, 4, 5, 6]
-    assert Store().stat(join(root, "model.pth")).size > 0
+    assert Store().stat(join(root, "model.pth")).bytes > 0
 
 
 def test_from_weights_of_other_classes(config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,9 +299,12 @@ def test_other_categories_in_val(config: Path, drawn: Path, tmp_path: Path, refu
     assert re.match(r"data\.val has the categories \(1, 'zebra'\), .* they must be the same$", said)
 
 
-def test_another_schedule_is_refused(config: Path, tmp_path: Path, refused: Refused) -> None:
+def test_another_schedule_is_refused(
+    config: Path, tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Going on with other settings would give weights that nobody can account for."""
     assert fit(config, "schedule.steps=2") == 0
+    capsys.readouterr()
     said = refused(train.main, config, "schedule.lr=5.0e-4")
     assert re.search(r"out/t holds a training that was begun differently \(schedule\.lr: 0\.001 -> 0\.0005", said)
     assert "run.accept_changes=true" in said

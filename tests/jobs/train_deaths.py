@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from ray.job_submission import JobSubmissionClient
 
 from patchdct import scenes
 from patchdct.checkpoint import read_checkpoint
@@ -30,11 +31,17 @@ from pipeline.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS, EVERY, DISTURBED_AT = 40, 8, 16
+NARROW = {
+    **{"MODEL.FPN.OUT_CHANNELS": 16, "MODEL.ROI_BOX_HEAD.FC_DIM": 32, "MODEL.ROI_MASK_HEAD.CONV_DIM": 16},
+    **{"MODEL.ROI_MASK_HEAD.HIDDEN_FEATURES": 32, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32},
+    **{"INPUT.MIN_SIZE_TRAIN": "(96, 128)"},
+}
 DASHBOARD = 8277
 ADDRESS = f"http://127.0.0.1:{DASHBOARD}"
 PATIENCE_S = 1200
 
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "OMP_NUM_THREADS": "1"}
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (as Ray spells it)
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
@@ -57,7 +64,7 @@ def write_config(folder: Path) -> Path:
         "data": {"train": {"annotations": str(truth), "images": str(folder / "scenes/images")}},
         "model": {
             "config": "configs/model/patchdct_demo.yaml",
-            "overrides": ["INPUT.MIN_SIZE_TRAIN", "[96, 128]", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"],
+            "overrides": [str(word) for pair in NARROW.items() for word in pair],
         },
         "schedule": {
             **{"steps": STEPS, "batch_size": 4, "optimizer": "adamw", "lr": 5e-4, "warmup": 5, "decay": "cosine"},
@@ -106,20 +113,20 @@ class Job:
         )
         if "successfully" not in said:
             raise SystemExit(said)
+        self._client = JobSubmissionClient(ADDRESS)
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> str:
         """Wait for the end of the job, or for something else -> its status."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            status = ray("job", "status", "--address", ADDRESS, self.id)
-            ended = re.search(r"(SUCCEEDED|FAILED|STOPPED)", status.upper())
-            if ended or until():
-                return ended[1] if ended else "RUNNING"
+            status = self._client.get_job_status(self.id)
+            if status.is_terminal() or until():
+                return str(status.value)
             time.sleep(0.5)
         raise SystemExit(f"{self.id} takes longer than {PATIENCE_S} s\n{self.log()[-4000:]}")
 
     def log(self) -> str:
-        return ray("job", "logs", "--address", ADDRESS, self.id)
+        return str(self._client.get_job_logs(self.id))
 
 
 def processes(*words: str) -> list[int]:
