@@ -29,9 +29,14 @@ def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple
     return parser.parse_args(argv)
 
 
-def set_up_logging() -> None:
-    """Plain log lines of our own on standard error, and no warnings of libraries (unless python's -W asks for them)."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+def set_up_logging(*, force: bool = False) -> None:
+    """Plain log lines of our own on standard error, and no warnings of libraries (unless python's -W asks for them).
+
+    `force` takes the place of whatever logging has been set up.
+    """
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=force
+    )
     for ours_only in ("jobs", "pipeline", "patchdct"):  # the libraries' own INFO lines are of no use to a user
         logging.getLogger(ours_only).setLevel(logging.INFO)
     if not sys.warnoptions:

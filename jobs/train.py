@@ -119,7 +119,7 @@ def _on_ray(config: TrainConfig, model: str) -> fitting.Outcome:
 
 def _work_on_ray(job: dict[str, Any]) -> fitting.Outcome:
     """What each worker of Ray Train runs."""
-    command.set_up_logging()
+    command.set_up_logging(force=True)  # Ray Train has set up its own, whose lines have no time
     return fitting.work(job["config"], job["model"], preempted=_preemptions())
 
 

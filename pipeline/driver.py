@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeAlias
 
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # else Ray's own lines mix with ours; it is read at import
+# Of what workers print, only our own lines, which begin with the time, are to be seen; it is read at import.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"^(?!\d\d:\d\d:\d\d )")
 
 import ray
 from ray import exceptions as ray_errors

@@ -108,9 +108,9 @@ class TrainRunConfig:
     Ray; null starts a local one. workers: 0 trains in this process, without Ray; {min, max} goes on with fewer or more
     as nodes leave and join. gpus_per_worker: null is 1 where there are any. threads: of each worker on a CPU.
     checkpoint_every, evaluate_every (null: with each checkpoint), log_every: in steps. keep: so many checkpoints, and
-    the best by mask AP on `data.val`. max_failures: how many deaths of workers end the run; a preempted node counts
-    for nothing. half: store model.pth as float16, at half the size. accept_changes: go on with a training that was begun
-    with another model, schedule or data.
+    the best by mask AP on `data.val`. max_failures: so many deaths of workers are made good, and one more ends the
+    run; a preempted node counts for nothing. half: store model.pth as float16, at half the size. accept_changes: go on
+    with a training that was begun with another model, schedule or data.
     """
 
     __pydantic_config__ = STRICT

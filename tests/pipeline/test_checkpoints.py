@@ -218,11 +218,10 @@ def test_killed_between_data_and_marker(store, root, tmp_path_factory):
 
 
 DAMAGE = {
-    "cut off": lambda content: content[:-1],
-    "longer": lambda content: content + b"x",
-    "changed": lambda content: b"x" + content[1:],
-    "empty": lambda content: b"",
-    "gone": None,
+    "cut off": ("it has 8 bytes instead of 9", lambda content: content[:-1]),
+    "longer": ("it has more bytes instead of 9", lambda content: content + b"x"),
+    "changed": ("its sha256 differs", lambda content: b"x" + content[1:]),
+    "gone": ("is missing", None),
 }
 
 
@@ -233,11 +232,12 @@ def test_damaged_data(store, root, tmp_path_factory, damage):
     uri = uri_of(root, newest, "state.pth")
     content = store.get(uri)
     store.delete(uri)
-    if DAMAGE[damage] is not None:
-        store.put(uri, DAMAGE[damage](content))
+    if damage != "gone":
+        store.put(uri, DAMAGE[damage][1](content))
     with pytest.raises(checkpoints.DamagedError) as caught:
         checkpoints.fetch(store, root, newest, "state.pth", folder)
     assert str(caught.value).startswith(uri)
+    assert DAMAGE[damage][0] in str(caught.value)
     assert list(folder.iterdir()) == []
     found, paths = checkpoints.restore(store, root, NAMES, folder)
     assert (found, paths["state.pth"].read_bytes()) == (before, b"state 400")
@@ -254,7 +254,8 @@ def test_damaged_marker(store, local, tmp_path_factory, marker):
     store.put(uri, store.get(uri).replace(newest.attempt.encode(), b"../elsewhere") if marker is None else marker)
     assert checkpoints.saved(store, local) == (before,)
     checkpoints.prune(store, local, keep=1)
-    assert len(data(store, local)) == 2  # a later one is not removed on the word of a marker that cannot be read
+    assert len(data(store, local)) == 2  # it is not for a clean-up to judge a later one
+    assert store.exists(uri)
     found, _ = checkpoints.restore(store, local, NAMES, tmp_path_factory.mktemp("fetched"))
     assert found == before
     save(store, local, 600)

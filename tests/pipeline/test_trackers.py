@@ -84,7 +84,8 @@ def test_unknown():
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow(mlflow, tmp_path):
     """A training that goes on is one run with one curve, which knows its config but no password."""
-    for rows, status, seen in ((ROWS[:4], "killed", 4), (ROWS[2:], "finished", 6)):
+    again = [row | {"time": row["time"] + 100} for row in ROWS[2:]]
+    for rows, status, seen in ((ROWS[:4], "killed", ROWS[:4]), (again, "finished", ROWS[:4] + again[2:])):
         tracker = opened("mlflow", tmp_path)
         for row in rows:
             tracker.log(row)
@@ -97,7 +98,7 @@ def test_mlflow(mlflow, tmp_path):
         for name, key in (("loss", "loss"), ("val mask AP_", "val mask AP*")):
             points = client.get_metric_history(run.info.run_id, name)
             assert [(point.step, point.timestamp, point.value) for point in points] == [
-                (row["step"], row["time"] * 1000, row[key]) for row in ROWS[:seen]
+                (row["step"], row["time"] * 1000, row[key]) for row in seen
             ]
 
 
@@ -143,6 +144,7 @@ def records(path):
 @pytest.mark.filterwarnings("ignore")
 def test_wandb(wandb, tmp_path):
     """A training that goes on is the same run, with its rows at their steps, and its config without a password."""
+    ids = set()
     for rows, status, code in ((ROWS[:4], "killed", 1), (ROWS[4:], "finished", 0)):
         tracker = opened("wandb", tmp_path)
         for row in rows:
@@ -152,7 +154,8 @@ def test_wandb(wandb, tmp_path):
         newest = max(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
         found = list(records(newest))
         (run,) = (record.run for record in found if record.HasField("run"))
-        assert (run.run_id, run.display_name, run.project) == ("s3---bucket-it-s", "A name", "patchlabel")
+        assert (run.display_name, run.project) == ("A name", "patchlabel")
+        ids.add(run.run_id)
         assert {item.key: item.value_json for item in run.config.update}["run.storage"] == '"s3://***@bucket/x"'
         assert [record.exit.exit_code for record in found if record.HasField("exit")] == [code]
         history = [record.history for record in found if record.HasField("history")]
@@ -160,3 +163,4 @@ def test_wandb(wandb, tmp_path):
         values = [{item.key or item.nested_key[0]: item.value_json for item in entry.item} for entry in history]
         assert [float(value["loss"]) for value in values] == pytest.approx([row["loss"] for row in rows])
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+    assert len(ids) == 1

@@ -1,0 +1,294 @@
+"""The predictions that `jobs.evaluate` measures: those of a labeling run, of a COCO results json, or of a checkpoint.
+
+A checkpoint labels the images of the truth first, by the engine of `jobs.label`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from patchdct import checkpoint, evaluate
+from patchdct.errors import ModelError
+from pipeline import ledger, runs
+from pipeline.coco_file import annotations_of
+from pipeline.config import EvaluateConfig, InputConfig, LabelConfig, OutputConfig
+from pipeline.datasets import Dataset, checking, documents
+from pipeline.errors import NotFoundError, RunError, StoreError, UserError
+from pipeline.records import ImageLabels
+from pipeline.sources.common import has_image_name
+from pipeline.store import Store, absolute, join, name, redact
+
+log = logging.getLogger(__name__)
+
+Kind: TypeAlias = Literal["labeling run", "COCO results", "checkpoint"]
+ACCEPTED = "a labeling run, a COCO results json or a checkpoint"
+
+#: Images that one shard has when a checkpoint labels, so that a few hundred already keep several workers busy.
+_PER_SHARD = 100
+_CHECKPOINT_NAMES = (".pth", ".pt", ".pkl")
+_CHECKPOINT_HEADS = (b"PK\x03\x04", b"\x80")  # of a zip archive, as torch.save writes, and of a pickle
+_BLOCK = 1 << 22
+
+#: The labeling engine speaks of keys that a config of `jobs.evaluate` has under other names.
+_KEYS = {
+    "labeler.weights": "predictions",
+    "labeler.config": "model.config",
+    "labeler.overrides": "model.overrides",
+    "output.uri": "output",
+    "input.images": "truth.images",
+    "input.uri": "truth",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What is measured, and where it comes from.
+
+    results: COCO results with the truth's image ids. image_ids: the images to measure on; None: all of the truth's.
+    uris: where images are, as far as a run knows. quarantined: how many images could not be labelled. provenance: what
+    the report says of the source. notes: what a reader must know before believing the figures, in sentences.
+    """
+
+    results: list[dict[str, Any]]
+    image_ids: list[int] | None
+    provenance: dict[str, Any]
+    uris: Mapping[int, str] = field(default_factory=dict)
+    quarantined: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def kind_of(uri: str, store: Store) -> Kind:
+    """What the URI of predictions names.
+
+    Raises:
+        UserError: nothing, or a folder that is no run.
+    """
+    if store.exists(join(uri, "manifest.json")):
+        return "labeling run"
+    try:
+        with store.open(uri) as stream:
+            head = stream.read(8)
+    except (NotFoundError, UserError) as error:
+        raise UserError(f"predictions: {str(error).rstrip('.')}; give {ACCEPTED}") from error
+    if name(uri).endswith(_CHECKPOINT_NAMES) or head.startswith(_CHECKPOINT_HEADS):
+        return "checkpoint"
+    return "COCO results"
+
+
+def checksum(uri: str, store: Store, copy: Path | None = None) -> str:
+    """The sha256 of an object, which is streamed, into a local file too where one is named."""
+    found = hashlib.sha256()
+    with store.open(uri) as source, copy.open("wb") if copy else nullcontext() as target:
+        while block := source.read(_BLOCK):
+            found.update(block)
+            if target is not None:
+                target.write(block)
+    return found.hexdigest()
+
+
+def from_results(uri: str, store: Store) -> Predictions:
+    """The predictions of a COCO results json.
+
+    Raises:
+        UserError: it is none.
+    """
+    results = documents.parsed(uri, store=store, key="predictions", what=ACCEPTED)
+    checking.check_results(results, f"predictions: {redact(uri)}")
+    provenance = {"uri": redact(uri), "kind": "COCO results", "sha256": checksum(uri, store)}
+    return Predictions(results=results, image_ids=None, provenance=provenance)
+
+
+def from_run(uri: str, truth: Mapping[str, Any], store: Store) -> Predictions:
+    """The predictions of a labeling run, whose image keys are matched to the truth's file names.
+
+    Raises:
+        UserError, DataError: there are none, or they do not fit the truth.
+    """
+    rows = list(runs.read_rows(store, uri))
+    if not rows:
+        raise UserError(f"predictions: {redact(uri)} has no committed shard yet")
+    return _of_rows(rows, evaluate.match_keys(truth, [row.key for row in rows]), uri, truth, store)
+
+
+def from_checkpoint(config: EvaluateConfig, truth: Dataset, store: Store) -> Predictions:
+    """The predictions of a checkpoint: a run at `config.output`/run over the images, which is gone on with.
+
+    Args:
+        config: with `predictions` that are a checkpoint, `output` and `truth.images`.
+        truth: with the places of its images.
+        store: where all of it is.
+
+    Raises:
+        UserError, DataError: what is refused, before Ray is started where that can be told.
+        RunError: some images are not labelled yet.
+    """
+    from pipeline import driver, progress  # they import Ray, which takes seconds
+
+    assert config.predictions is not None, "jobs.evaluate.check sees to it"
+    assert config.output is not None, "jobs.evaluate.check sees to it"
+    where = f"predictions: {redact(config.predictions)}"
+    sha256, categories = _checkpoint(config.predictions, store, readable=config.labeler.name == "patchdct")
+    if categories is not None and config.labeler.categories is None:
+        fit(categories, truth.coco, where)
+    listing = join(config.output, "images.json")
+    _put_listing(listing, truth, config, sha256, store)
+    label = LabelConfig(
+        input=InputConfig(uri=listing, format="coco", images=config.truth.images, images_per_shard=_PER_SHARD),
+        output=OutputConfig(uri=join(config.output, "run"), formats=("parquet",)),
+        labeler=replace(
+            config.labeler,
+            config=config.model.config,
+            overrides=config.model.overrides,
+            weights=config.predictions,
+            max_instances=max(config.labeler.max_instances, config.max_detections),
+        ),
+        run=config.run,
+    )
+    try:
+        with progress.reporter() as report:
+            outcome = driver.run(label, report)
+    except UserError as error:
+        raise UserError(_renamed(str(error))) from error
+    if not outcome.complete:
+        now, why = outcome.snapshot, [outcome.interrupted, *(failure.error for failure in outcome.failures)]
+        first = next((f" ({one})" for one in why if one), "")
+        raise RunError(
+            f"{redact(outcome.uri)}: {now.done} of {now.shards} shards are labelled{first}; run the same command again "
+            "to go on"
+        )
+    rows = list(runs.read_rows(store, label.output.uri))
+    found = _of_rows(rows, {row.key: row.image_id for row in rows}, label.output.uri, truth.coco, store, where)
+    provenance = {
+        **found.provenance,
+        "uri": redact(config.predictions),
+        "kind": "checkpoint",
+        "sha256": sha256,
+        "run": redact(label.output.uri),
+    }
+    return replace(found, provenance=provenance)
+
+
+def fit(found: Iterable[tuple[int, str]], truth: Mapping[str, Any], where: str) -> list[str]:
+    """Make sure that predictions and truth mean the same by a category id.
+
+    Args:
+        found: (id, name) of the categories of the predictions.
+        truth: COCO data, with `categories`.
+        where: what the sentences begin with.
+
+    Returns:
+        Sentences on categories that only one of the two has.
+
+    Raises:
+        UserError: a name with two ids, an id with two names, or not one category in common.
+    """
+    theirs = dict(found)
+    wanted = {row["id"]: str(row["name"]) for row in truth["categories"]}
+    ids = {text: number for number, text in theirs.items()}
+    for number, text in wanted.items():
+        if ids.get(text, number) != number:
+            raise UserError(f"{where}: category {text!r} has the id {ids[text]}, and in the truth {number}")
+        if theirs.get(number, text) != text:
+            raise UserError(f"{where}: category {number} is {theirs[number]!r}, and in the truth {text!r}")
+    if not theirs.keys() & wanted.keys():
+        raise UserError(
+            f"{where} has no category of the truth: it has {_some(theirs.values())}, the truth {_some(wanted.values())}"
+        )
+    notes = []
+    if unknown := [text for number, text in wanted.items() if number not in theirs]:
+        notes.append(f"{where} does not know {len(unknown)} of the truth's {len(wanted)} categories: {_some(unknown)}")
+    if extra := [text for number, text in theirs.items() if number not in wanted]:
+        notes.append(f"{where} has {len(extra)} categories that the truth lacks, left out: {_some(extra)}")
+    return notes
+
+
+def _of_rows(
+    rows: Sequence[ImageLabels],
+    ids: Mapping[str, int],
+    uri: str,
+    truth: Mapping[str, Any],
+    store: Store,
+    where: str | None = None,
+) -> Predictions:
+    """The masks of a run as COCO results; `ids` are the truth's, by key."""
+    manifest = ledger.read_manifest(store, uri)
+    notes = fit(((one.id, one.name) for one in manifest.categories), truth, where or f"predictions: {redact(uri)}")
+    if left := len(ledger.pending(manifest, ledger.committed_ids(store, uri))):
+        notes.append(f"{redact(uri)}: {left} shards are not committed; their images are not measured")
+    if quarantined := sum(row.status == "quarantined" for row in rows):
+        notes.append(f"{redact(uri)}: {quarantined} images are quarantined; they are measured as images without a mask")
+    return Predictions(
+        results=[{**annotation, "image_id": ids[row.key]} for row in rows for annotation in annotations_of(row)],
+        image_ids=sorted(ids.values()),
+        provenance={
+            "uri": redact(uri),
+            "kind": "labeling run",
+            "run_id": manifest.run_id,
+            "fingerprint": manifest.fingerprint,
+            "created": manifest.created,
+        },
+        uris={ids[row.key]: row.uri for row in rows if has_image_name(name(row.uri))},  # not: the tar around it
+        quarantined=quarantined,
+        notes=tuple(notes),
+    )
+
+
+def _checkpoint(uri: str, store: Store, *, readable: bool) -> tuple[str, Sequence[tuple[int, str]] | None]:
+    """The sha256 of a checkpoint, and its categories if it names them and is one of ours to read.
+
+    Raises:
+        UserError: it is none, or damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+        local = Path(folder) / name(uri)
+        sha256 = checksum(uri, store, local)
+        if not readable:
+            return sha256, None
+        try:
+            found = checkpoint.read_checkpoint(local)
+        except ModelError as error:
+            raise UserError(f"predictions: {error}".replace(str(local), redact(uri))) from error
+    return sha256, found.categories
+
+
+def _put_listing(listing: str, truth: Dataset, config: EvaluateConfig, sha256: str, store: Store) -> None:
+    """Write which images the run is over, and of which checkpoint it is: a run that is done asks no worker for that.
+
+    Raises:
+        UserError: the run there is of another checkpoint, or over other images.
+    """
+    root = absolute(config.truth.images or "")
+    rows = []
+    for row in truth.coco["images"]:
+        uri, file_name = truth.uris[row["id"]], str(row["file_name"])
+        rows.append({"id": row["id"], "file_name": file_name if join(root, file_name) == uri else uri})
+    new = {"info": {"checkpoint": sha256}, "images": rows}
+    try:
+        old = json.loads(store.get(listing))
+    except NotFoundError:
+        store.put(listing, json.dumps(new).encode())
+        return
+    except ValueError as error:
+        raise StoreError(f"{redact(listing)} is damaged; give another output") from error
+    if old != new:
+        what = "another checkpoint" if old.get("info") != new["info"] else "other images"
+        raise UserError(f"output: {redact(config.output or '')} holds the run of {what}; give another output")
+
+
+def _renamed(sentence: str) -> str:
+    for theirs, ours in _KEYS.items():
+        sentence = sentence.replace(theirs, ours)
+    return sentence
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    shown = list(names)
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
