@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"Exact truth: mask AP {mask['AP']:.3f} (AP50 {mask['AP50']:.3f}), boundary AP {edge['AP']:.3f}.")
     print(f"Look at {FOLDER}/contact_sheet.png: the masks of {SHOWN} images, score {SHOWN_SCORE} and up.")
     print(f"The run: {FOLDER}/run, Parquet in labels/, COCO in coco/; `.venv/bin/patchlabel status {FOLDER}/run`.")
-    print(f"All figures, by class and size too: {FOLDER}/report/report.json.")
+    print(f"All figures, plots and the worst images: {FOLDER}/report/report.html (report.json for machines).")
     return command.DONE
 
 

@@ -28,7 +28,7 @@ from patchdct.predict import Predictor
 from pipeline import curves, datasets, trackers
 from pipeline.config import TrainConfig
 from pipeline.errors import StoreError, UserError
-from pipeline.patchdct_labeler import _read_weights as read_weights
+from pipeline.patchdct_labeler import read_weights
 from pipeline.store import Store, redact
 
 log = logging.getLogger("jobs.train")
@@ -266,7 +266,7 @@ class _Worker:
 
     def _start_from(self, net: Any, uri: str) -> None:
         """Load the initial weights, as far as they fit, and say what does not."""
-        weights = read_weights(uri, self._store)
+        weights = read_weights(uri, self._store, key="model.weights")
         theirs = weights.categories
         others = theirs is not None and [name for _, name in theirs] != [name for _, name in self._truth.categories]
         fit = checkpoint.load_weights(net, checkpoint.of_other_classes(weights) if others else weights, strict=False)

@@ -39,7 +39,7 @@ class PatchDCTLabeler:
             torch.set_num_threads(1)  # workers are what uses the cores; more threads cost more than they bring
         if config.weights is None:
             raise UserError("labeler.weights is missing; give the path or URI of a checkpoint")
-        weights = _read_weights(config.weights, store)
+        weights = read_weights(config.weights, store)
         try:
             self._build(config, store, weights, device)
         except ModelError as error:
@@ -75,8 +75,8 @@ class PatchDCTLabeler:
         ]
 
 
-def _read_weights(uri: str, store: Store) -> checkpoint.Checkpoint:
-    """Read a checkpoint from wherever it is; one that is not local passes through a temporary file.
+def read_weights(uri: str, store: Store, *, key: str = "labeler.weights") -> checkpoint.Checkpoint:
+    """Read a checkpoint from wherever it is; one that is not local passes through a temporary file. `key` names it in errors.
 
     Raises:
         UserError: it is not there, or no checkpoint.
@@ -85,7 +85,7 @@ def _read_weights(uri: str, store: Store) -> checkpoint.Checkpoint:
         try:
             return checkpoint.read_checkpoint(local_path(uri))
         except ModelError as error:
-            raise UserError(f"labeler.weights: {error}") from error
+            raise UserError(f"{key}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / name(uri)
         try:
@@ -94,7 +94,7 @@ def _read_weights(uri: str, store: Store) -> checkpoint.Checkpoint:
                     target.write(block)
             return checkpoint.read_checkpoint(local)
         except (ModelError, NotFoundError) as error:
-            raise UserError(f"labeler.weights: {error}".replace(str(local), redact(uri))) from error
+            raise UserError(f"{key}: {error}".replace(str(local), redact(uri))) from error
 
 
 def _local_config(uri: str) -> str:

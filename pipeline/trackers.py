@@ -7,6 +7,7 @@ twice.) Where a server does not answer, the training goes on.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import logging
@@ -78,7 +79,7 @@ def open_trackers(
     Args:
         names: wandb, mlflow; "tensorboard", which is a file of `pipeline.curves`, is passed over.
         run_name: what people see.
-        run_id: the same for a training each time it goes on, and for no other.
+        run_id: any text that is the same for a training each time it goes on, and that no other training has.
         config: of the training; secrets in URLs are left out.
         folder: where files go that a tracker keeps locally; None: where it wants to.
 
@@ -90,9 +91,8 @@ def open_trackers(
         if name not in _TRACKERS:
             raise UserError(f"run.trackers names {name}; accepted are tensorboard, {', '.join(_TRACKERS)}.")
         _import(name)  # all of them, before one is told of a run
-    identity = re.sub(r"[^\w.-]", "-", run_id, flags=re.ASCII)
     settings = dict(_leaves(config))
-    opened = (_TRACKERS[name](run_name, identity, settings, folder) for name in chosen)
+    opened = (_TRACKERS[name](run_name, _identity(run_id), settings, folder) for name in chosen)
     return Trackers(tracker for tracker in opened if tracker is not None)
 
 
@@ -200,6 +200,16 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"run.trackers names {name}, which cannot be imported: {_sentence(error)}.") from None
+
+
+def _identity(run_id: str) -> str:
+    """A run id that trackers take: few kinds of characters, and not too many of them.
+
+    >>> _identity("s3://bucket/training")
+    's3-bucket-training-3b8913c82b5d'
+    """
+    readable = re.sub(r"[^\w.]+", "-", redact(run_id), flags=re.ASCII)
+    return f"{readable[-40:].lstrip('-')}-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
 
 
 def _metric(name: str) -> str:

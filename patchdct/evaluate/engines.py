@@ -70,7 +70,8 @@ def _data_sets(rows: Rows, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
     if kind == "box":
         # The area decides which size class an unmatched prediction belongs to: its own, of mask or of box.
         predictions = [{**row, "area": row["bbox"][2] * row["bbox"][3]} for row in predictions]
-    categories = [{"id": category_id, "name": name} for category_id, name in rows.categories.items()]
+    # By ids alone: names are of no use to an engine, and hotcoco takes none that is no Unicode.
+    categories = [{"id": category_id, "name": str(category_id)} for category_id in rows.categories]
     common = {"images": rows.images, "categories": categories}
     return {**common, "annotations": rows.annotations}, {**common, "annotations": predictions}
 

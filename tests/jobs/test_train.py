@@ -271,7 +271,7 @@ REFUSED: dict[str, Case] = {
     ),
     "weights that are none": (
         lambda drawn, tmp: [f"model.weights={drawn}/annotations.json"],
-        r"annotations\.json is no checkpoint",
+        r"model\.weights: .*annotations\.json is no checkpoint",
     ),
     "storage below a file": (
         lambda drawn, tmp: [f"run.storage={drawn}/annotations.json"],

@@ -1,0 +1,101 @@
+"""Plots of a report, as PNG."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {"mask": "#2563eb", "boundary": "#ea7317", "box": "#7c8798"}
+INK, FAINT = "#1f2937", "#e5e7eb"
+
+#: Classes in a plot; of more, the best and the worst halves are shown.
+MOST_BARS = 40
+
+_DPI = 160
+#: Names come from the user: they are text, never mathematics between dollars.
+_STYLE: Any = {
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "legend.frameon": False,
+}
+
+
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float | None]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> bytes:
+    """Lines by name, of shares in 0..1 over shared x values, both shown in percent."""
+    with _page(5.2, 3.6) as (figure, axes):
+        for colour, (name, values) in zip(cycle(COLOURS.values()), lines.items()):
+            shown = [float("nan") if value is None else 100 * value for value in values]
+            axes.plot([100 * value for value in x], shown, label=_short(name), color=colour, linewidth=1.8)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 102), xlim=(0, 100))
+        axes.grid(True)
+        axes.legend(loc="lower left", fontsize=8)
+        return _png(figure)
+
+
+def bars(names: Sequence[str], values: Mapping[str, Sequence[float | None]], *, title: str, x_label: str) -> bytes:
+    """For each name, the first on top, a group of horizontal bars: shares in 0..1, shown in percent."""
+    shown = list(range(len(names)))
+    if len(names) > MOST_BARS:
+        half = MOST_BARS // 2
+        shown = [*range(half), *range(len(names) - half, len(names))]
+        title = f"{title}: the {half} best and the {half} worst of {len(names)}"
+    thick = 0.8 / len(values)
+    with _page(5.2, 0.9 + len(shown) * (0.1 + 0.11 * len(values))) as (figure, axes):
+        for number, (name, column) in enumerate(values.items()):
+            heights = [place + (number - (len(values) - 1) / 2) * thick for place in range(len(shown))]
+            widths = [100 * (column[index] or 0.0) for index in shown]
+            axes.barh(heights, widths, height=thick * 0.92, label=name, color=COLOURS.get(name, "#7c8798"))
+        axes.set_yticks(range(len(shown)), [_short(names[index]) for index in shown])
+        axes.set(title=title, xlabel=x_label, xlim=(0, 100), ylim=(len(shown) - 0.4, -0.6))
+        axes.grid(True, axis="x")
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper right", ncols=len(values), fontsize=8)
+        return _png(figure)
+
+
+@contextmanager
+def _page(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of a size in inches, without the global state of pyplot."""
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # names in scripts that the font lacks
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _short(name: str, length: int = 24) -> str:
+    text = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    return text if len(text) <= length else text[: length - 1] + "…"
