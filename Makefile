@@ -9,11 +9,11 @@ UV := VIRTUAL_ENV=$(VENV) $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 
 # What tests start must neither fight over the cores nor write an access token into the user's home.
-unit slow bench-paste: export OMP_NUM_THREADS = 1
-unit slow: export RAY_AUTH_MODE = disabled
+unit slow bench-paste train-deaths: export OMP_NUM_THREADS = 1
+unit slow train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow bench-paste format lock clean
+.PHONY: help install demo test lint types contracts unit slow bench-paste train-deaths format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -43,6 +43,9 @@ slow: $(INSTALLED)  ## pytest, the tests marked slow
 
 bench-paste: $(INSTALLED)  ## time paste_rle against detectron2 with pycocotools
 	$(BIN)/python tests/patchdct/bench_paste.py
+
+train-deaths: $(INSTALLED)  ## train on two workers through Ray jobs, kill a worker, the driver, a node; compare
+	$(BIN)/python -m tests.jobs.train_deaths build/train-deaths
 
 format: $(INSTALLED)  ## let ruff mend and format the code
 	$(BIN)/ruff check --fix
