@@ -110,6 +110,7 @@ def _on_ray(config: TrainConfig, model: str) -> fitting.Outcome:
                 failure_config=FailureConfig(max_failures=config.run.max_failures),
             ),
         )
+        log.info("asking Ray for %s workers, each with %g CPUs and %g GPUs", _said(workers), cpus, gpus)
         try:
             outcome: fitting.Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except TrainingFailedError as error:
@@ -145,6 +146,10 @@ def _resources(config: TrainConfig) -> tuple[float, float]:
     if gpus is None:
         gpus = 1.0 if there.get("GPU", 0) else 0.0
     return gpus, config.run.cpus_per_worker or 1.0
+
+
+def _said(workers: int | WorkersRange) -> str:
+    return f"{workers.min} to {workers.max}" if isinstance(workers, WorkersRange) else str(workers)
 
 
 def _cause(error: Exception) -> str:

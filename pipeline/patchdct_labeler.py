@@ -76,10 +76,10 @@ class PatchDCTLabeler:
 
 
 def read_weights(uri: str, store: Store, *, key: str = "labeler.weights") -> checkpoint.Checkpoint:
-    """Read a checkpoint from wherever it is; one that is not local passes through a temporary file. `key` names it in errors.
+    """Read a checkpoint from wherever it is; one that is not local passes through a temporary file.
 
     Raises:
-        UserError: it is not there, or no checkpoint.
+        UserError: it is not there, or no checkpoint; the sentence begins with `key`.
     """
     if scheme(uri) in ("", "file"):
         try:

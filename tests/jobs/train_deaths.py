@@ -30,7 +30,7 @@ from pipeline import checkpoints, curves
 from pipeline.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS, EVERY, DISTURBED_AT = 40, 8, 16
+STEPS, EVERY, DISTURBED_AT = 48, 8, 16
 NARROW = {
     **{"MODEL.FPN.OUT_CHANNELS": 16, "MODEL.ROI_BOX_HEAD.FC_DIM": 32, "MODEL.ROI_MASK_HEAD.CONV_DIM": 16},
     **{"MODEL.ROI_MASK_HEAD.HIDDEN_FEATURES": 32, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32},
@@ -161,7 +161,7 @@ def drain_a_node(name: str) -> None:
     print(
         ray(
             *("drain-node", "--address", gcs, "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
-            *("--reason-message", "taken away", "--deadline-remaining-seconds", "20"),
+            *("--reason-message", "taken away", "--deadline-remaining-seconds", "4"),
         ).strip(),
         file=sys.stderr,
     )
