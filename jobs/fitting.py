@@ -10,26 +10,27 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from jobs.keeping import Keeper, Row, figures, root_of
 from jobs.measuring import measure
+from jobs.planning import make, some
 from jobs.reading import ReadImage
-from patchdct import build, checkpoint, data, distributed, norms, schedule, train
-from patchdct.config import load_config
+from patchdct import build, checkpoint, data, distributed, train
 from patchdct.errors import DataError, ModelError
 from patchdct.predict import Predictor
-from pipeline import curves, datasets, trackers
+from pipeline import curves, trackers
 from pipeline.config import TrainConfig
 from pipeline.errors import StoreError, UserError
 from pipeline.patchdct_labeler import read_weights
 from pipeline.store import Store, redact
+
+T = TypeVar("T")
 
 log = logging.getLogger("jobs.train")
 
@@ -72,54 +73,53 @@ def work(
     Raises:
         StoreError, RunError: what another try from the last checkpoint may overcome.
     """
-    worker: _Worker | None = None
-    problem: str | None = None
     try:
         worker = _Worker(config, model)
-    except (UserError, ModelError, DataError) as error:
-        problem = str(error)
-    problems = [one for one in distributed.gather(problem) if one]
-    if worker is None or problems:
-        return Outcome(ended="refused", root=root_of(config), sentence=problems[0])
+    except UserError as error:
+        return Outcome(ended="refused", root=root_of(config), sentence=str(error))
     try:
         return worker.fit(preempted, interrupted)
     except train.DivergedError as error:
         return worker.diverged(error)
 
 
+def _alike(task: Callable[[], T]) -> T:
+    """Do what needs no other worker, and refuse on all of them if one refuses: the others would wait for it in vain.
+
+    Raises:
+        UserError: what the first worker that refuses says.
+    """
+    result, problem = None, ""
+    try:
+        result = task()
+    except (UserError, ModelError, DataError) as error:
+        problem = str(error)
+    problems = [one for one in distributed.gather(problem) if one]
+    if problems:
+        raise UserError(problems[0])
+    return cast(T, result)
+
+
 class _Worker:
     def __init__(self, config: TrainConfig, model: str) -> None:
         self._config, self._store = config, Store()
         self._first = distributed.rank() == 0
-        device = train.prepare(seed=config.run.seed, threads=config.run.threads)
-        train_set = _read_sets(config, "train", self._store)
-        self._val_set = _read_sets(config, "val", self._store) if config.data.val_sets else None
-        self._truth = data.truth_of(train_set.coco, train_set.uris, name=train_set.name)
-        self._check_categories()
-        classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(self._truth.categories)))
-        self._cfg = load_config(text=model, overrides=classes)
-        self._schedule, notes = schedule.resolve(self._cfg, **asdict(config.schedule))
-        world = distributed.world()
-        notes += norms.check_norms(self._cfg, device, workers=world, batch_size=self._schedule.batch_size)
-        self._shares = _shares(self._schedule)
-        missing = (*train_set.missing, *(self._val_set.missing if self._val_set else ()))
-        self._skipped = dict.fromkeys(missing, "it is not there")
-
+        train.prepare(seed=config.run.seed, threads=config.run.threads)
+        self._plan = _alike(lambda: make(config, model, self._store))
+        self._skipped = dict.fromkeys(self._plan.missing, "it is not there")
         self._keeper = Keeper(config, self._store, self._depends_on())
         kept = self._keeper.newest()
-        net = build.build_model(self._cfg, device=str(device))[0]
-        if kept is None and config.model.weights:
-            self._start_from(net, config.model.weights)
-        self._trainer = train.Trainer(net, self._schedule, seed=config.run.seed)
+        net = _alike(lambda: self._net(None if kept else config.model.weights))
+        self._trainer = train.Trainer(net, self._plan.schedule, seed=config.run.seed)
         self._history: list[Row] = []
         if kept is not None:
             self._trainer.load_state(kept.trainer)
             self._history = kept.history
             self._skipped |= kept.skipped
         self._saved = self._trainer.step
+        self._trackers = _alike(self._opened_trackers)
         if self._first:
-            self._introduce(notes)
-            self._trackers = self._opened_trackers()
+            self._introduce()
 
     def fit(self, preempted: Callable[[], bool], interrupted: Callable[[], bool]) -> Outcome:
         """Take all steps that are left, and write the final weights.
@@ -127,7 +127,7 @@ class _Worker:
         Raises:
             DivergedError: see `train.Trainer.run`.
         """
-        run, steps = self._config.run, self._schedule.steps
+        run, steps = self._config.run, self._plan.schedule.steps
         batches, since = self._batches(), list[_Taken]()
         with self._followers() as follow:
             while self._trainer.step < steps:
@@ -136,7 +136,7 @@ class _Worker:
                 logged = done % run.log_every == 0 or done == steps
                 kept = done % run.checkpoint_every == 0 or done == steps or stop or (logged and preempted())
                 every = run.evaluate_every or run.checkpoint_every
-                measured = self._val_set is not None and (done % every == 0 or done == steps)
+                measured = self._plan.val is not None and (done % every == 0 or done == steps)
                 if logged or kept or measured:
                     row = self._row(since) | (self._measure() if measured else {})
                     since = []
@@ -155,7 +155,7 @@ class _Worker:
             ended=ended,
             root=root_of(self._config),
             step=self._trainer.step,
-            steps=self._schedule.steps,
+            steps=self._plan.schedule.steps,
             sentence=sentence,
             figures=figures(self._history),
         )
@@ -168,16 +168,16 @@ class _Worker:
     def _batches(self) -> Iterator[list[train.Sample]]:
         """This worker's micro-batches, from the step on that comes next."""
         seed = self._config.run.seed
-        samples = data.TrainingSet(self._truth, self._cfg, seed=seed, read=ReadImage(self._store))
+        samples = data.TrainingSet(self._plan.truth, self._plan.cfg, seed=seed, read=ReadImage(self._store))
         return iter(
             data.loader(
                 samples,
-                batch_size=self._schedule.batch_size,
+                batch_size=self._plan.schedule.batch_size,
                 seed=seed,
                 step=self._trainer.step,
                 rank=distributed.rank(),
                 world=distributed.world(),
-                micro_batch=self._schedule.micro_batch,
+                micro_batch=self._plan.schedule.micro_batch,
                 workers=self._config.data.loaders,
                 errors=(DataError, StoreError),
             )
@@ -185,7 +185,7 @@ class _Worker:
 
     def _step(self, batches: Iterator[list[train.Sample]]) -> _Taken:
         start = time.perf_counter()
-        micro_batches = list(islice(batches, len(self._shares)))
+        micro_batches = list(islice(batches, len(self._plan.shares)))
         waited = time.perf_counter() - start
         for name, reason in (skip for batch in micro_batches for sample in batch for skip in sample["skipped"]):
             if name not in self._skipped:
@@ -203,28 +203,28 @@ class _Worker:
         return {
             "step": float(last.step + 1),
             "time": time.time(),
-            "epoch": (last.step + 1) * self._schedule.batch_size / len(self._truth.records),
+            "epoch": (last.step + 1) * self._plan.schedule.batch_size / len(self._plan.truth.records),
             "loss": sum(one.step.loss for one in taken) / count,
             **{name: sum(terms.get(name, 0.0) for terms, _, _ in workers) / count for name in last.terms},
             "lr": last.lr,
             "grad_norm": sum(one.step.grad_norm for one in taken) / count,
             "seconds": seconds,
             "data_seconds": max(waited for _, waited, _ in workers) / count,
-            "images_per_s": self._schedule.batch_size / seconds,
+            "images_per_s": self._plan.schedule.batch_size / seconds,
             "memory_mb": max(memory for _, _, memory in workers),
         }
 
     def _measure(self) -> Row:
-        assert self._val_set is not None
+        assert self._plan.val is not None
         self._trainer.share_buffers()
         found, unread = measure(
             Predictor(
-                self._trainer.weights.eval(), self._cfg
+                self._trainer.weights.eval(), self._plan.cfg
             ),  # in full precision, as labeling is unless told otherwise
-            self._val_set,
+            self._plan.val,
             ReadImage(self._store),
-            categories=self._truth.categories,
-            max_detections=max(100, self._cfg.TEST.DETECTIONS_PER_IMAGE),
+            categories=self._plan.truth.categories,
+            max_detections=max(100, self._plan.cfg.TEST.DETECTIONS_PER_IMAGE),
         )
         self._skipped |= unread
         return found
@@ -238,13 +238,13 @@ class _Worker:
             self._skipped,
             {
                 "data": [redact(one.annotations or one.run or "") for one in self._config.data.train_sets],
-                "images": len(self._truth.records),
+                "images": len(self._plan.truth.records),
                 "weights": redact(self._config.model.weights or ""),
                 "workers": distributed.world(),
                 "device": distributed.device().type,
             },
-            categories=self._truth.categories,
-            config_text=self._cfg.dump(),
+            categories=self._plan.truth.categories,
+            config_text=self._plan.cfg.dump(),
         )
         self._saved = self._trainer.step
         if self._first and self._skipped:
@@ -256,52 +256,49 @@ class _Worker:
             {key: redact(value) if isinstance(value, str) else value for key, value in asdict(one).items()}
             for one in self._config.data.train_sets
         ]
-        plan = {key: value for key, value in asdict(self._schedule).items() if key != "micro_batch"}
+        plan = {key: value for key, value in asdict(self._plan.schedule).items() if key != "micro_batch"}
         return {
             "data": {"train": sets},
-            "model": {"config": self._cfg.dump(), "weights": redact(self._config.model.weights or "")},
+            "model": {"config": self._plan.cfg.dump(), "weights": redact(self._config.model.weights or "")},
             "schedule": {key: list(value) if isinstance(value, tuple) else value for key, value in plan.items()},
             "run": {"seed": self._config.run.seed},
         }
 
-    def _start_from(self, net: Any, uri: str) -> None:
-        """Load the initial weights, as far as they fit, and say what does not."""
+    def _net(self, uri: str | None) -> Any:
+        """The model, from these weights as far as they fit; the log says what does not."""
+        net = build.build_model(self._plan.cfg, device=str(distributed.device()))[0]
+        if uri is None:
+            return net
         weights = read_weights(uri, self._store, key="model.weights")
-        theirs = weights.categories
-        others = theirs is not None and [name for _, name in theirs] != [name for _, name in self._truth.categories]
+        ours = [name for _, name in self._plan.truth.categories]
+        others = weights.categories is not None and [name for _, name in weights.categories] != ours
         fit = checkpoint.load_weights(net, checkpoint.of_other_classes(weights) if others else weights, strict=False)
         if self._first:
             anew = [*fit.missing, *(name for name, _, _ in fit.misshapen)]
-            of_others = ", which has other classes" if others else ""
+            source = redact(uri) + (", which has other classes" if others else "")
             starts = f"; these start anew: {', '.join(anew)}" if anew else ""
-            log.info(
-                "%d of %d tensors are from %s%s%s", fit.total - len(anew), fit.total, redact(uri), of_others, starts
-            )
+            log.info("%d of %d tensors are from %s%s", fit.total - len(anew), fit.total, source, starts)
+        return net
 
-    def _check_categories(self) -> None:
-        if self._val_set is None:
-            return
-        theirs = tuple(sorted((int(c["id"]), str(c["name"])) for c in self._val_set.coco["categories"]))
-        if theirs != self._truth.categories:
-            raise UserError(
-                f"data.val has the categories {_some(theirs)}, and data.train {_some(self._truth.categories)}; they "
-                "must be the same"
-            )
-
-    def _introduce(self, notes: Iterable[str]) -> None:
-        images, classes = len(self._truth.records), len(self._truth.categories)
+    def _introduce(self) -> None:
+        images, classes = len(self._plan.truth.records), len(self._plan.truth.categories)
         log.info(
-            "%d images, %d classes, %d steps on %s", images, classes, self._schedule.steps, distributed.device().type
+            "%d images, %d classes, %d steps on %s",
+            images,
+            classes,
+            self._plan.schedule.steps,
+            distributed.device().type,
         )
-        shares = schedule.describe_shares(self._schedule.batch_size, distributed.world(), self._schedule.micro_batch)
-        for note in (shares, *notes):
+        for note in self._plan.notes:
             log.info("%s", note)
         if self._skipped:
-            log.warning("%d images are skipped: %s", len(self._skipped), _some(list(self._skipped)))
+            log.warning("%d images are skipped: %s", len(self._skipped), some(list(self._skipped)))
         if self._trainer.step:
             log.info("going on from step %d", self._trainer.step)
 
     def _opened_trackers(self) -> trackers.Trackers:
+        if not self._first:
+            return trackers.Trackers(())
         run = self._config.run
         return trackers.open_trackers(
             run.trackers, run_name=run.name, run_id=root_of(self._config), config=asdict(self._config)
@@ -314,7 +311,7 @@ class _Worker:
             yield lambda row: None
             return
         opened = self._trackers
-        line = partial(curves.line, steps=self._schedule.steps)
+        line = partial(curves.line, steps=self._plan.schedule.steps)
 
         def follow(row: Row) -> None:
             log.info("%s", line({name: value for name, value in row.items() if not name.startswith("val ")}))
@@ -339,32 +336,6 @@ class _Taken:
     waited: float
 
 
-def _read_sets(config: TrainConfig, which: Literal["train", "val"], store: Store) -> datasets.Dataset:
-    sets = config.data.train_sets if which == "train" else config.data.val_sets
-    cache = Path(config.data.cache) if config.data.cache else None
-    one = len(sets) == 1
-    return datasets.merge(
-        [
-            datasets.read(each, store, key=f"data.{which}" if one else f"data.{which}[{i}]", cache=cache)
-            for i, each in enumerate(sets)
-        ]
-    )
-
-
-def _shares(plan: schedule.Schedule) -> tuple[tuple[int, ...], ...]:
-    world = distributed.world()
-    if plan.batch_size < world:
-        raise UserError(
-            f"schedule.batch_size is {plan.batch_size}, less than one image for each of the {world} workers of "
-            "run.workers"
-        )
-    return data.shares(plan.batch_size, rank=distributed.rank(), world=world, micro_batch=plan.micro_batch)
-
-
 def _memory_mb() -> float:
     """The greatest memory that this process held: of its GPU, else its own."""
     return distributed.gpu_memory_mb() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _some(values: Sequence[Any], count: int = 5) -> str:
-    return ", ".join([*map(str, values[:count]), *(["..."] if len(values) > count else [])])

@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs import command, fitting, keeping
 from patchdct.config import check_config, load_config
-from patchdct.errors import ModelError
+from patchdct.errors import DataError, ModelError
 from pipeline import driver
 from pipeline.config import DatasetConfig, TrainConfig, WorkersRange, load
 from pipeline.errors import RunError, UserError
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"trained {outcome.step} steps: {redact(join(outcome.root, 'model.pth'))} ({figures})")
         return command.DONE
 
-    return command.guarded(work, (ModelError,))
+    return command.guarded(work, (ModelError, DataError))
 
 
 if __name__ == "__main__":
