@@ -82,7 +82,7 @@ def write_config(folder: Path) -> Path:
 
 @contextmanager
 def nodes() -> Iterator[None]:
-    """A head that computes nothing, and two nodes of one CPU each."""
+    """A head that computes nothing, and two nodes of one CPU each; RAY_ADDRESS names them."""
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": DASHBOARD}
@@ -90,8 +90,10 @@ def nodes() -> Iterator[None]:
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
+        os.environ["RAY_ADDRESS"] = cluster.address
         yield
     finally:
+        os.environ.pop("RAY_ADDRESS", None)
         cluster.shutdown()
 
 
@@ -154,7 +156,7 @@ def drain_a_node(name: str) -> None:
     del name
     import ray as client
 
-    client.init(address="auto", logging_level="ERROR")
+    client.init(address=os.environ["RAY_ADDRESS"], logging_level="ERROR")
     node = next(node["NodeID"] for node in client.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     gcs = client.get_runtime_context().gcs_address
     client.shutdown()

@@ -166,7 +166,7 @@ def test_weights_of_other_classes(tmp_path):
     [
         (["MODEL.ROI_MASK_HEAD.MASK_SIZE", 128], "MODEL.ROI_MASK_HEAD.MASK_SIZE (128) and "),
         (["MODEL.BACKBONE.NAME", "build_vit"], "No object named 'build_vit' found in 'BACKBONE' registry!"),
-        (["MODEL.ROI_HEADS.NAME", "X"], "No object named 'X' found in 'ROI_HEADS' registry!"),
+        (["MODEL.ROI_BOX_HEAD.NAME", "X"], "No object named 'X' found in 'ROI_BOX_HEAD' registry!"),
         (["MODEL.META_ARCHITECTURE", "X"], "No object named 'X' found in 'META_ARCH' registry!"),
         (["MODEL.RESNETS.DEPTH", 51], "detectron2 cannot build the model of this config (KeyError: 51)"),
         (["MODEL.FPN.IN_FEATURES", ["res9"]], "detectron2 cannot build the model of this config ("),
