@@ -45,8 +45,12 @@ def write(store: Store, output: str, report: Report, examples: Sequence[Example]
 
 def _subtitle(report: Report) -> str:
     provenance = report["provenance"]
-    measured = provenance["predictions"]["uri"] if provenance["predictions"] else "the upper bound"
-    return f"{measured} against {provenance['truth']['uri']}"
+    truth = provenance["truth"]["uri"]
+    return (
+        f"{provenance['predictions']['uri']} against {truth}"
+        if provenance["predictions"]
+        else f"What encodings keep of {truth}"
+    )
 
 
 def _provenance(report: Report) -> Section:

@@ -77,7 +77,7 @@ def build(report: Report) -> Iterator[Section]:
         yield _cityscapes(report["cityscapes"])
     if "upper_bound" in report:
         yield _upper_bound(report["upper_bound"])
-    yield _counts(report)
+    yield from _counts(report)
 
 
 def headline(report: Report) -> list[tuple[str, Cell, str]]:
@@ -216,7 +216,7 @@ def _upper_bound(bound: Report) -> Section:
     )
 
 
-def _counts(report: Report) -> Section:
+def _counts(report: Report) -> Iterator[Section]:
     rows: list[tuple[Cell, ...]] = [
         (words, report[key]) for key, words in _COUNTS.items() if report.get(key) is not None
     ]
@@ -230,4 +230,5 @@ def _counts(report: Report) -> Section:
             (f"spurious, {above}", matches["spurious"]),
             ("mean IoU of those found, in percent", percent(matches["mean_iou"])),
         ]
-    return Section(title="Counts", tables=(Table(columns=("", "number"), rows=tuple(rows)),))
+    if rows:
+        yield Section(title="Counts", tables=(Table(columns=("", "number"), rows=tuple(rows)),))
