@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.datasets import Dataset
-
 from jobs.reading import ReadImage
 from patchdct import distributed, evaluate
 from patchdct.errors import DataError
 from patchdct.predict import Prediction, Predictor
+from pipeline.datasets import Dataset
 
 SECTIONS, FIGURES = ("mask", "boundary", "box"), ("AP", "AP50", "AP75")
 _AT_ONCE = 4
