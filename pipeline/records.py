@@ -25,6 +25,7 @@ REASONS = (
     "unsupported",  # an image, but not JPEG, PNG, WebP, TIFF or BMP
     "truncated",  # the bytes end too early
     "undecodable",  # damaged in another way
+    "crashed",  # its decoder died or hung, in a process of its own (limits.isolate_decoding)
     "missing",  # named by the input, but not there
     "unreadable",  # there, but it cannot be read
     "duplicate",  # a second image of the same key in one shard
@@ -165,12 +166,16 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a shard is not done: the last word on it, for the user. A commit of the shard overrides it."""
+    """Why a shard is not done: the last word on it, for the user. A commit of the shard overrides it.
+
+    `images` are the keys of those at which the last attempt ended, where that is known: one, or a batch.
+    """
 
     shard_id: str
     uri: str
     attempts: int
     error: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,9 @@ class RunConfig:
 
     address: of Ray; null starts a local one. workers: null is one a GPU, or one on a cluster without any.
     gpus_per_worker, cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers
-    set a shard aside. accept_changes: go on with a run whose manifest says another config or labeler.
+    set a shard aside. accept_changes: go on with a run whose manifest says another config or labeler. only: take just
+    the shards that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its
+    labeler.
     """
 
     __pydantic_config__ = STRICT
@@ -101,15 +103,22 @@ class RunConfig:
     max_attempts: Positive = 3
     shard_timeout_s: Positive = 3600
     accept_changes: bool = False
+    only: Literal["quarantined"] | None = None
+    prefetch_bytes: Positive = 512_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """What a single image may cost; anything larger is quarantined."""
+    """What a single image may cost; anything larger is quarantined.
+
+    isolate_decoding: decode in processes of their own, so that a decoder that crashes, hangs or takes too much memory
+    costs its image, not the shard.
+    """
 
     __pydantic_config__ = STRICT
     max_image_bytes: Positive = 100_000_000
     max_image_pixels: Positive = 100_000_000
+    isolate_decoding: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +140,7 @@ class LabelConfig:
         """
         whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         del whole["labeler"]["batch_size"]
+        del whole["limits"]["isolate_decoding"]
         if whole["labeler"]["tta"] is None:
             del whole["labeler"]["tta"]
         return {key: whole[key] for key in ("input", "output", "labeler", "limits")}
