@@ -1,4 +1,4 @@
-"""What the commands share: `--config FILE --set key=value`, log lines, and exit codes instead of tracebacks."""
+"""What the commands share: `--config FILE --set key=value`, log lines, and exit codes and sentences, not tracebacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import LabelingError, UserError
 
@@ -60,3 +60,9 @@ def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) 
     except ours as error:
         print(f"error: {str(error).removesuffix('.')}", file=sys.stderr)
         return UNFINISHED if isinstance(error, LabelingError) and not isinstance(error, UserError) else REFUSED
+
+
+def some(values: Iterable[object], most: int = 5) -> str:
+    """The first of them, for a sentence: "a, b, ..."."""
+    shown = [str(value) for value in values]
+    return ", ".join([*shown[:most], *(["..."] if len(shown) > most else [])])

@@ -58,7 +58,7 @@ def run(config: EvaluateConfig, store: Store) -> dict[str, Any]:
         "predictions": found.provenance if found else None,
         "truth": _provenance(config.truth, store),
         "version": __version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
         "settings": _settings(config, kind),
     }
     if config.output is not None:
@@ -172,7 +172,7 @@ def _label_maps(
 def _missing(config: EvaluateConfig, kind: predictions.Kind | None, truth: Dataset) -> list[str]:
     if not truth.missing:
         return []
-    first = ", ".join(truth.missing[:3]) + (", ..." if len(truth.missing) > 3 else "")
+    first = command.some(truth.missing, most=3)
     end = "they are not measured" if kind == "checkpoint" else "they cannot be shown"
     where = f"truth.images: {redact(config.truth.images or '')}"
     return [f"{where} lacks {len(truth.missing)} images of the truth ({first}); {end}"]

@@ -17,9 +17,10 @@ from functools import partial
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
 
+from jobs import planning
+from jobs.command import some
 from jobs.keeping import Keeper, Row, figures, root_of
 from jobs.measuring import measure
-from jobs.planning import make, some
 from jobs.reading import ReadImage
 from patchdct import build, checkpoint, data, distributed, train
 from patchdct.errors import DataError, ModelError
@@ -105,7 +106,7 @@ class _Worker:
         self._config, self._store = config, Store()
         self._first = distributed.rank() == 0
         train.prepare(seed=config.run.seed, threads=config.run.threads)
-        self._plan = _alike(lambda: make(config, model, self._store))
+        self._plan = _alike(lambda: planning.make(config, model, self._store))
         self._skipped = dict.fromkeys(self._plan.missing, "it is not there")
         self._keeper = Keeper(config, self._store, self._depends_on())
         kept = self._keeper.newest()
@@ -169,19 +170,16 @@ class _Worker:
         """This worker's micro-batches, from the step on that comes next."""
         seed = self._config.run.seed
         samples = data.TrainingSet(self._plan.truth, self._plan.cfg, seed=seed, read=ReadImage(self._store))
-        return iter(
-            data.loader(
-                samples,
-                batch_size=self._plan.schedule.batch_size,
-                seed=seed,
-                step=self._trainer.step,
-                rank=distributed.rank(),
-                world=distributed.world(),
-                micro_batch=self._plan.schedule.micro_batch,
-                workers=self._config.data.loaders,
-                errors=(DataError, StoreError),
-            )
+        batches = data.MicroBatches(
+            len(samples),
+            batch_size=self._plan.schedule.batch_size,
+            seed=seed,
+            step=self._trainer.step,
+            rank=distributed.rank(),
+            world=distributed.world(),
+            micro_batch=self._plan.schedule.micro_batch,
         )
+        return iter(data.loader(samples, batches, workers=self._config.data.loaders, errors=(DataError, StoreError)))
 
     def _step(self, batches: Iterator[list[train.Sample]]) -> _Taken:
         start = time.perf_counter()
@@ -202,7 +200,7 @@ class _Worker:
         seconds = sum(one.seconds for one in taken) / count
         return {
             "step": float(last.step + 1),
-            "time": time.time(),
+            "time": time.time(),  # noqa: TID251 shown, never compared
             "epoch": (last.step + 1) * self._plan.schedule.batch_size / len(self._plan.truth.records),
             "loss": sum(one.step.loss for one in taken) / count,
             **{name: sum(terms.get(name, 0.0) for terms, _, _ in workers) / count for name in last.terms},
@@ -218,9 +216,7 @@ class _Worker:
         assert self._plan.val is not None
         self._trainer.share_buffers()
         found, unread = measure(
-            Predictor(
-                self._trainer.weights.eval(), self._plan.cfg
-            ),  # in full precision, as labeling is unless told otherwise
+            Predictor(self._trainer.weights.eval(), self._plan.cfg),  # in float32, which is labeling's default, too
             self._plan.val,
             ReadImage(self._store),
             categories=self._plan.truth.categories,
@@ -322,7 +318,8 @@ class _Worker:
         status: trackers.Status = "failed"
         try:
             yield follow
-            status = "finished"
+            # One that was interrupted ends here, too.
+            status = "finished" if self._trainer.step == self._plan.schedule.steps else "killed"
         finally:
             opened.close(status)
 

@@ -27,6 +27,8 @@ BEST = "val mask AP"
 
 #: The files of a checkpoint: what a training goes on from, and what labels.
 STATE, WEIGHTS = "state.pth", "model.pth"
+#: Those of the best one, beside the last one's.
+BEST_WEIGHTS = "best.pth"
 
 Row = dict[str, float]
 
@@ -63,7 +65,7 @@ class Keeper:
         with tempfile.TemporaryDirectory() as name:
             folder, saved = Path(name), None
             if self._first and (
-                restored := checkpoints.restore(self._store, self._root, [STATE, checkpoints.HISTORY], folder)
+                restored := checkpoints.restore(self._store, self._root, [STATE, WEIGHTS, checkpoints.HISTORY], folder)
             ):
                 saved = restored[0]
             saved = distributed.from_first(saved)
@@ -82,23 +84,26 @@ class Keeper:
         history: Sequence[Row],
         skipped: Mapping[str, str],
         about: Mapping[str, Any],
-        **kwargs: Any,
+        *,
+        categories: Sequence[tuple[int, str]],
+        config_text: str,
     ) -> None:
-        """Write a checkpoint, the best and the last weights where it holds these, and the curves so far.
+        """Write a checkpoint, the best weights where it holds these, and the curves so far.
 
         Args:
             trainer: the state to keep; its `weights` are what is labelled with.
             history: all rows, the last of which is of this step.
             skipped: images that were skipped, with reasons.
             about: provenance for the weights.
-            **kwargs: `categories` and `config_text` for `checkpoint.save_checkpoint`.
+            categories: (id, name) in the order of the model's classes.
+            config_text: the model config, as YAML.
 
         Raises:
             StoreError, RunError: storage does not work, or another training writes there, too.
         """
         if not self._first:
             return
-        step, last = trainer.step, trainer.step == trainer.schedule.steps
+        step = trainer.step
         provenance = {
             "version": __version__,
             "steps": step,
@@ -114,9 +119,10 @@ class Keeper:
             checkpoint.save_checkpoint(
                 weights,
                 trainer.weights.state_dict(),
+                categories=categories,
+                config_text=config_text,
                 provenance=provenance,
                 half=self._config.run.half,
-                **kwargs,
             )
             checkpoint.save_state(
                 state, {"trainer": trainer.state(), "depends_on": dict(self._depends_on), "skipped": dict(skipped)}
@@ -130,20 +136,26 @@ class Keeper:
                 history=history,
             )
             best = checkpoints.best(checkpoints.saved(self._store, self._root), BEST)
-            for name, due in (("best.pth", best is not None and best.step == step), (WEIGHTS, last)):
-                if due:
-                    self._store.put(join(self._root, name), weights)
+            if best is not None and best.step == step:
+                self._store.put(join(self._root, BEST_WEIGHTS), weights)
         checkpoints.prune(self._store, self._root, keep=self._config.run.keep, best_metric=BEST)
         self._draw(history)
         log.info("wrote the checkpoint of step %d", step)
 
     def finish(self) -> None:
-        """Make sure that the final weights are there; a death after the last checkpoint may have left them out."""
-        place = join(self._root, WEIGHTS)
-        if self._first and not self._store.exists(place):
-            last = checkpoints.saved(self._store, self._root)[-1]
-            with tempfile.TemporaryDirectory() as folder:
-                self._store.put(place, checkpoints.fetch(self._store, self._root, last, WEIGHTS, Path(folder)))
+        """Publish the final and the best weights, whatever is in their places: a death may have left older ones there.
+
+        Raises:
+            StoreError: storage does not work, or has damaged a checkpoint.
+        """
+        if not self._first:
+            return
+        saved = checkpoints.saved(self._store, self._root)
+        for name, source in ((WEIGHTS, saved[-1]), (BEST_WEIGHTS, checkpoints.best(saved, BEST))):
+            if source is not None:
+                with tempfile.TemporaryDirectory() as folder:
+                    weights = checkpoints.fetch(self._store, self._root, source, WEIGHTS, Path(folder))
+                    self._store.put(join(self._root, name), weights)
 
     def _agree(self, differences: Sequence[str]) -> None:
         if not differences:

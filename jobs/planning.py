@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.command import some
 from patchdct import data, distributed, norms, schedule
 from patchdct.config import load_config
+from patchdct.errors import DataError
 from pipeline import datasets
 from pipeline.config import TrainConfig
 from pipeline.errors import UserError
@@ -88,14 +89,7 @@ def _check_categories(truth: data.Truth, val: datasets.Dataset | None) -> None:
 
 def _shares(plan: schedule.Schedule) -> tuple[tuple[int, ...], ...]:
     world = distributed.world()
-    if plan.batch_size < world:
-        raise UserError(
-            f"schedule.batch_size is {plan.batch_size}, less than one image for each of the {world} workers of "
-            "run.workers"
-        )
-    return data.shares(plan.batch_size, rank=distributed.rank(), world=world, micro_batch=plan.micro_batch)
-
-
-def some(values: Sequence[Any], count: int = 5) -> str:
-    """The first of them, for a sentence."""
-    return ", ".join([*map(str, values[:count]), *(["..."] if len(values) > count else [])])
+    try:
+        return data.shares(plan.batch_size, rank=distributed.rank(), world=world, micro_batch=plan.micro_batch)
+    except DataError as error:
+        raise UserError(f"schedule.batch_size: {error} of run.workers") from error

@@ -8,20 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from patchdct import checkpoint, evaluate
-from patchdct.errors import ModelError
+from jobs.command import some
+from patchdct import evaluate
 from pipeline import ledger, runs
 from pipeline.coco_file import annotations_of
 from pipeline.config import EvaluateConfig, InputConfig, LabelConfig, OutputConfig
 from pipeline.datasets import Dataset, checking, documents
 from pipeline.errors import NotFoundError, RunError, StoreError, UserError
+from pipeline.patchdct_labeler import read_weights
 from pipeline.records import ImageLabels
 from pipeline.sources.common import has_image_name
 from pipeline.store import Store, absolute, join, name, redact
@@ -83,14 +81,12 @@ def kind_of(uri: str, store: Store) -> Kind:
     return "COCO results"
 
 
-def checksum(uri: str, store: Store, copy: Path | None = None) -> str:
-    """The sha256 of an object, which is streamed, into a local file too where one is named."""
+def checksum(uri: str, store: Store) -> str:
+    """The sha256 of an object, which is streamed."""
     found = hashlib.sha256()
-    with store.open(uri) as source, copy.open("wb") if copy else nullcontext() as target:
+    with store.open(uri) as source:
         while block := source.read(_BLOCK):
             found.update(block)
-            if target is not None:
-                target.write(block)
     return found.hexdigest()
 
 
@@ -135,7 +131,12 @@ def from_checkpoint(config: EvaluateConfig, truth: Dataset, store: Store) -> Pre
     assert config.predictions is not None, "jobs.evaluate.check sees to it"
     assert config.output is not None, "jobs.evaluate.check sees to it"
     where = f"predictions: {redact(config.predictions)}"
-    sha256, categories = _checkpoint(config.predictions, store, readable=config.labeler.name == "patchdct")
+    if config.labeler.name == "patchdct":
+        weights = read_weights(config.predictions, store, key="predictions")
+        sha256, categories = weights.sha256, weights.categories
+        del weights  # the driver does not label
+    else:
+        sha256, categories = checksum(config.predictions, store), None
     if categories is not None and config.labeler.categories is None:
         fit(categories, truth.coco, where)
     listing = join(config.output, "images.json")
@@ -200,13 +201,13 @@ def fit(found: Iterable[tuple[int, str]], truth: Mapping[str, Any], where: str) 
             raise UserError(f"{where}: category {number} is {theirs[number]!r}, and in the truth {text!r}")
     if not theirs.keys() & wanted.keys():
         raise UserError(
-            f"{where} has no category of the truth: it has {_some(theirs.values())}, the truth {_some(wanted.values())}"
+            f"{where} has no category of the truth: it has {some(theirs.values())}, the truth {some(wanted.values())}"
         )
     notes = []
     if unknown := [text for number, text in wanted.items() if number not in theirs]:
-        notes.append(f"{where} does not know {len(unknown)} of the truth's {len(wanted)} categories: {_some(unknown)}")
+        notes.append(f"{where} does not know {len(unknown)} of the truth's {len(wanted)} categories: {some(unknown)}")
     if extra := [text for number, text in theirs.items() if number not in wanted]:
-        notes.append(f"{where} has {len(extra)} categories that the truth lacks, left out: {_some(extra)}")
+        notes.append(f"{where} has {len(extra)} categories that the truth lacks, left out: {some(extra)}")
     return notes
 
 
@@ -241,24 +242,6 @@ def _of_rows(
     )
 
 
-def _checkpoint(uri: str, store: Store, *, readable: bool) -> tuple[str, Sequence[tuple[int, str]] | None]:
-    """The sha256 of a checkpoint, and its categories if it names them and is one of ours to read.
-
-    Raises:
-        UserError: it is none, or damaged.
-    """
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-        local = Path(folder) / name(uri)
-        sha256 = checksum(uri, store, local)
-        if not readable:
-            return sha256, None
-        try:
-            found = checkpoint.read_checkpoint(local)
-        except ModelError as error:
-            raise UserError(f"predictions: {error}".replace(str(local), redact(uri))) from error
-    return sha256, found.categories
-
-
 def _put_listing(listing: str, truth: Dataset, config: EvaluateConfig, sha256: str, store: Store) -> None:
     """Write which images the run is over, and of which checkpoint it is: a run that is done asks no worker for that.
 
@@ -287,8 +270,3 @@ def _renamed(sentence: str) -> str:
     for theirs, ours in _KEYS.items():
         sentence = sentence.replace(theirs, ours)
     return sentence
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    shown = list(names)
-    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")

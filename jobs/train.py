@@ -20,8 +20,8 @@ from patchdct.errors import DataError, ModelError
 from pipeline import driver
 from pipeline.config import DatasetConfig, TrainConfig, WorkersRange, load
 from pipeline.errors import RunError, UserError
-from pipeline.founding import check_address, check_writable
-from pipeline.store import Store, absolute, join, redact, scheme
+from pipeline.founding import check_address, check_outlives_job, check_writable, worker_needs
+from pipeline.store import Store, absolute, join, redact
 
 log = logging.getLogger("jobs.train")
 
@@ -57,12 +57,8 @@ def located(config: TrainConfig, *, in_ray_job: bool) -> TrainConfig:
     Raises:
         UserError: a relative path for the storage of a Ray job, whose working directory is removed after it.
     """
-    storage = config.run.storage
-    if in_ray_job and not scheme(storage) and not os.path.isabs(storage):  # noqa: PTH117 a URI, not a Path
-        raise UserError(
-            f"run.storage is {storage!r}, which in a Ray job would lie in a folder that is removed with the job; give "
-            "an absolute path or a URI such as s3://bucket/prefix"
-        )
+    if in_ray_job:
+        check_outlives_job("run.storage", config.run.storage)
 
     def placed(one: DatasetConfig) -> DatasetConfig:
         return replace(
@@ -82,7 +78,7 @@ def located(config: TrainConfig, *, in_ray_job: bool) -> TrainConfig:
             val=tuple(placed(one) for one in data.val_sets) or None,
         ),
         model=replace(config.model, weights=weights and absolute(weights)),
-        run=replace(config.run, storage=absolute(storage)),
+        run=replace(config.run, storage=absolute(config.run.storage)),
     )
 
 
@@ -93,8 +89,10 @@ def _on_ray(config: TrainConfig, model: str) -> fitting.Outcome:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     with driver.cluster(config.run.address, show_workers=True), tempfile.TemporaryDirectory() as scratch:
-        gpus, cpus = _resources(config)
         workers = config.run.workers
+        least = workers.min if isinstance(workers, WorkersRange) else workers
+        there = driver.cluster_resources()
+        gpus, cpus = worker_needs(config.run, there, in_ray_job=driver.RAY_JOB in os.environ, together=least)
         trainer = TorchTrainer(
             _work_on_ray,  # type: ignore[arg-type]  # what it returns, Ray hands back
             train_loop_config={"config": config, "model": model},
@@ -110,7 +108,10 @@ def _on_ray(config: TrainConfig, model: str) -> fitting.Outcome:
                 failure_config=FailureConfig(max_failures=config.run.max_failures),
             ),
         )
-        log.info("asking Ray for %s workers, each with %g CPUs and %g GPUs", _said(workers), cpus, gpus)
+        log.info(
+            "asking Ray for %s workers, each with %g CPUs and %g GPUs; the cluster has %g and %g",
+            *(_said(workers), cpus, gpus, there.get("CPU", 0), there.get("GPU", 0)),
+        )
         try:
             outcome: fitting.Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except TrainingFailedError as error:
@@ -137,15 +138,6 @@ def _preemptions() -> Callable[[], bool]:
         return bool(fresh)
 
     return preempted
-
-
-def _resources(config: TrainConfig) -> tuple[float, float]:
-    """GPUs and CPUs of a worker."""
-    there = driver.cluster_resources()
-    gpus = config.run.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if there.get("GPU", 0) else 0.0
-    return gpus, config.run.cpus_per_worker or 1.0
 
 
 def _said(workers: int | WorkersRange) -> str:

@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -142,7 +142,6 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "average": self._average.model.state_dict() if self._average else None,
             "scaler": self._scaler.state_dict(),
-            "schedule": asdict(self.schedule),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -160,7 +159,7 @@ class Trainer:
 
     def _backward(self, number: int, of: int, samples: list[Sample], share: float) -> dict[str, Tensor]:
         """Add the gradient of one micro-batch, weighted by its share of the batch -> its losses."""
-        _seed_everything(self._seed, self.step, distributed.rank(), number)
+        _seed_torch(self._seed, self.step, distributed.rank(), number)
         dtype = PRECISIONS[self.schedule.precision]
         last = number == of - 1 or not isinstance(self._losses, DistributedDataParallel)
         with contextlib.nullcontext() if last else self._losses.no_sync():  # type: ignore[operator]
@@ -176,7 +175,7 @@ class Trainer:
         return float(nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip or math.inf))
 
     def _diagnosis(self, micro_batches: Sequence[list[Sample]], parts: Sequence[_Part]) -> str:
-        """The step, which losses are not finite, and the images of the micro-batches that gave them."""
+        """The step, which losses are not finite, and the images of the micro-batches that gave them, on all workers."""
         found: list[tuple[str, str]] = []
         for samples, (_, losses) in zip(micro_batches, parts, strict=True):
             bad = [f"{name} {float(loss):.3g}" for name, loss in losses.items() if not torch.isfinite(loss)]
@@ -184,7 +183,8 @@ class Trainer:
         everywhere = [pair for worker in distributed.gather(found) for pair in worker]
         step = f"step {self.step + 1}"
         if not everywhere:
-            names = [str(sample.get("file_name", "?")) for samples in micro_batches for sample in samples]
+            own = [str(sample.get("file_name", "?")) for samples in micro_batches for sample in samples]
+            names = [name for worker in distributed.gather(own) for name in worker]
             return f"the gradient is not finite at {step}; the images of its batch: {', '.join(names)}"
         names = [name for _, name in everywhere]
         return f"the loss is not finite at {step} ({everywhere[0][0]}); the images: {', '.join(names)}"
@@ -218,7 +218,7 @@ def _summed(parts: Sequence[_Part]) -> dict[str, float]:
     return losses
 
 
-def _seed_everything(*parts: int) -> None:
+def _seed_torch(*parts: int) -> None:
     """Seed torch from numbers that tell this micro-batch from any other."""
     seed = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""What the tests of wrong input share."""
+"""Commands as a user runs them, and what the tests of wrong input share."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def start(config: Path, *settings: str) -> tuple[int, str, list[str]]:
-    """`python -m jobs.label` as a user runs it -> exit status, standard output, and the lines of standard error."""
+def start(config: Path, *settings: str, command: str = "jobs.label") -> tuple[int, str, list[str]]:
+    """`python -m COMMAND` as a user runs it -> exit status, standard output, and the lines of standard error."""
     words = [word for one in settings for word in ("--set", one)]
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.label", "--config", str(config), *words],
+        [sys.executable, "-m", command, "--config", str(config), *words],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -81,35 +81,21 @@ class MicroBatches(Sampler[list[tuple[int, int]]]):
 
 def loader(
     dataset: Dataset[dict[str, Any]],
+    batches: MicroBatches,
     *,
-    batch_size: int,
-    seed: int,
-    step: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    micro_batch: int | None = None,
     workers: int = 0,
     context: str | None = None,
     errors: tuple[type[Exception], ...] = (DataError,),
 ) -> DataLoader[list[dict[str, Any]]]:
-    """The samples of `MicroBatches`, whose arguments are among these, as an endless iterable of lists.
+    """The samples of one worker's micro-batches, as an endless iterable of lists.
 
     Args:
         dataset: maps (epoch, index) to samples, as `TrainingSet` does.
-        batch_size: how many samples a step has, over all workers.
-        seed: of the order.
-        step: the first one.
-        rank: which worker this is.
-        world: how many there are.
-        micro_batch: see `shares`.
+        batches: which of them, and in what order.
         workers: processes that load ahead; 0 loads when asked. What is loaded is the same.
         context: how these are started: fork, spawn, forkserver; None as is usual on the system.
         errors: exceptions that come out of such a process as they were raised; others have its traceback for a message.
     """
-    size = len(dataset)  # type: ignore[arg-type]
-    batches = MicroBatches(
-        size, batch_size=batch_size, seed=seed, step=step, rank=rank, world=world, micro_batch=micro_batch
-    )
     return _Loader(
         _Guarded(dataset, errors),
         batch_sampler=batches,

@@ -9,44 +9,33 @@ checkpoint labels the first IMAGES scenes in float32; out come AP and boundary A
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from patchdct import build, checkpoint, evaluate, predict, train
+from jobs import measuring
+from jobs.reading import ReadImage
+from patchdct import build, checkpoint, predict, train
 from patchdct.config import load_config
+from pipeline import datasets
+from pipeline.config import DatasetConfig
+from pipeline.store import Store
 
 HEADS, SEEDS = ("patchdct", "maskrcnn", "dctmask"), (1, 2, 3)
-FIGURES = (("mask", "AP"), ("mask", "AP50"), ("mask", "AP75"), ("boundary", "AP"))
+FIGURES = ("mask AP", "mask AP50", "mask AP75", "boundary AP")
 
 
-def measure(weights: Path, scenes: Path, images: int) -> dict[str, float]:
+def figures(weights: Path, scenes: Path, images: int) -> dict[str, float]:
     """The figures of one checkpoint."""
     read = checkpoint.read_checkpoint(weights)
     cfg = load_config(text=read.config)
     label = predict.Predictor(build.build_model(cfg, weights=read)[0], cfg)
-    truth = json.loads((scenes / "annotations.json").read_text())
-    records = truth["images"][:images]
-    results: list[dict[str, Any]] = []
-    for record in records:
-        pixels = np.asarray(Image.open(scenes / "images" / record["file_name"]).convert("RGB"))
-        (found,) = label([pixels])
-        results += [
-            {
-                "image_id": record["id"],
-                "category_id": (read.categories or ())[int(kind)][0],
-                "score": float(score),
-                "segmentation": {"size": [record["height"], record["width"]], "counts": counts},
-            }
-            for kind, score, counts in zip(found.classes, found.scores, found.counts, strict=True)
-        ]
-    report = evaluate.evaluate(truth, results, image_ids=[record["id"] for record in records])
-    return {f"{section} {name}": report[section][name] for section, name in FIGURES}
+    drawn = DatasetConfig(annotations=str(scenes / "annotations.json"), images=str(scenes / "images"))
+    whole = datasets.read(drawn, Store(), key="scenes")
+    truth = replace(whole, uris=dict(list(whole.uris.items())[:images]))
+    found, _ = measuring.measure(label, truth, ReadImage(Store()), categories=read.categories or (), max_detections=100)
+    return {name: found[f"val {name}"] for name in FIGURES}
 
 
 def main(folder: Path, scenes: Path, images: int) -> None:
@@ -57,7 +46,7 @@ def main(folder: Path, scenes: Path, images: int) -> None:
         for seed in SEEDS:
             weights = folder / f"{head}-{seed}" / "model.pth"
             if weights.is_file():
-                rows.append(measure(weights, scenes, images))
+                rows.append(figures(weights, scenes, images))
                 print(head, seed, {name: round(value, 4) for name, value in rows[-1].items()}, flush=True)
         for name in rows[0] if len(rows) > 1 else ():
             values = [100 * row[name] for row in rows]

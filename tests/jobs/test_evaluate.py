@@ -6,10 +6,7 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from pipeline.coco_file import annotations_of
 from pipeline.config import EvaluateConfig, load
 from pipeline.store import Store
 from tests.fakes import draw
-from tests.refusals import PATIENCE_S, REPOSITORY
+from tests.refusals import REPOSITORY, start
 from tests.small_runs import IMAGES, make_run
 
 CATEGORIES = [{"id": 1, "name": "bright"}, {"id": 7, "name": "dark"}]
@@ -193,17 +190,9 @@ def test_a_checkpoint_labels_and_is_measured(measure: Measure, tmp_path: Path) -
         "worst": 1,
     }
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(config))
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.evaluate", "--config", str(tmp_path / "first.yaml")],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    code, out, err = start(tmp_path / "first.yaml", command="jobs.evaluate")
+    assert code == 0, "\n".join(err)
+    figures = json.loads(out)
     assert figures["images"] == 6
     assert figures["mask"]["AP"] > 0.6
     manifest = ledger.read_manifest(Store(), str(tmp_path / "report/run"))

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import pytest
 import torch
 import yaml
 
-from jobs import label, train
+from jobs import fitting, label, train
 from patchdct import scenes
 from patchdct.checkpoint import read_checkpoint, save_checkpoint
-from pipeline import checkpoints, ledger, runs
+from patchdct.config import load_config
+from pipeline import checkpoints, ledger, runs, trackers
+from pipeline.config import TrainConfig, load
 from pipeline.store import Store, join
 from tests.refusals import Refused
 
@@ -137,6 +139,40 @@ def test_run_again(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert same(weights(root), before)
 
 
+def test_final_weights_that_are_stale(config: Path, drawn: Path, tmp_path: Path) -> None:
+    """A death after the last checkpoint leaves the weights of an earlier end in place; run again must replace them."""
+    val = f"data.val={{annotations: {drawn / 'annotations.json'}, images: {drawn / 'images'}}}"
+    settings = [val, "schedule.steps=2", "run.checkpoint_every=1"]
+    assert fit(config, *settings) == 0
+    names = ("model.pth", "best.pth")
+    before = {name: (tmp_path / "out/t" / name).read_bytes() for name in names}
+    for name in names:
+        (tmp_path / "out/t" / name).write_bytes(b"of an earlier end")
+    assert fit(config, *settings) == 0
+    assert before == {name: (tmp_path / "out/t" / name).read_bytes() for name in names}
+
+
+def test_what_trackers_are_told(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that was stopped, to go on tonight, must not stand among the finished ones."""
+    ends: list[str] = []
+
+    class Tracker:
+        def log(self, row: Mapping[str, float]) -> None:
+            pass
+
+        def close(self, status: trackers.Status) -> None:
+            ends.append(status)
+
+    monkeypatch.setattr(trackers, "open_trackers", lambda *args, **kwargs: trackers.Trackers([Tracker()]))
+    read = load(TrainConfig, str(config), ["schedule.steps=2"])
+    model = load_config(read.model.config, read.model.overrides).dump()
+    assert fitting.work(read, model, interrupted=lambda: True).ended == "interrupted"
+    assert fitting.work(read, model).ended == "done"
+    wild = ["run.name=wild", "schedule.lr=1.0e+30", "schedule.warmup=0", "schedule.clip=0"]
+    assert fitting.work(load(TrainConfig, str(config), wild), model).ended == "diverged"
+    assert ends == ["killed", "finished", "failed"]
+
+
 def test_stopped_and_gone_on_with(config: Path, tmp_path: Path) -> None:
     """Ctrl-C must lose nothing: run again, the training ends with the weights of an undisturbed one, each step once."""
     words = [sys.executable, "-m", "jobs.train", "--config", str(config), "--set", "run.name=stopped"]
@@ -162,13 +198,14 @@ def test_a_damaged_checkpoint_is_passed_over(config: Path, tmp_path: Path, caplo
     """A checkpoint that storage damaged must cost the steps since the one before, and no more."""
     assert fit(config, "run.name=whole") == 0
     assert fit(config) == 0
-    last = checkpoints.saved(Store(), str(tmp_path / "out/t"))[-1]
-    (damaged,) = (tmp_path / "out/t/checkpoints").glob(f"{last.step:08d}-*/state.pth")
-    damaged.write_bytes(damaged.read_bytes()[:-100])
-    caplog.clear()
-    assert fit(config) == 0
-    assert any("going on from step 4" in line for line in caplog.messages)
-    assert same(weights(tmp_path / "out/t"), weights(tmp_path / "out/whole"))
+    for name in ("state.pth", "model.pth"):
+        last = checkpoints.saved(Store(), str(tmp_path / "out/t"))[-1]
+        (damaged,) = (tmp_path / "out/t/checkpoints").glob(f"{last.step:08d}-{last.attempt}/{name}")
+        damaged.write_bytes(damaged.read_bytes()[:-100])
+        caplog.clear()
+        assert fit(config) == 0
+        assert any("going on from step 4" in line for line in caplog.messages)
+        assert same(weights(tmp_path / "out/t"), weights(tmp_path / "out/whole"))
 
 
 def test_object_storage(config: Path, s3_environment: None, s3_uri: str) -> None:
@@ -288,6 +325,15 @@ def test_refused(case: str, config: Path, drawn: Path, tmp_path: Path, refused: 
     settings, sentence = REFUSED[case]
     assert re.search(sentence, refused(train.main, config, *settings(drawn, tmp_path)))
     assert not list((tmp_path / "out").glob("t/*"))
+
+
+def test_a_relative_storage_in_a_ray_job(config: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints would be lost with the job's working directory."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    said = refused(train.main, config, "run.storage=out")
+    assert said.startswith(
+        "run.storage is 'out', which in a Ray job would lie in a folder that is removed with the job"
+    )
 
 
 def test_other_categories_in_val(config: Path, drawn: Path, tmp_path: Path, refused: Refused) -> None:

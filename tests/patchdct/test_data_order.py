@@ -88,8 +88,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> data.TrainingSet:
     return data.TrainingSet(truth, small.config(), seed=1)
 
 
-def batches(dataset: Any, count: int, **options: Any) -> list[list[dict[str, Any]]]:
-    return list(itertools.islice(data.loader(dataset, **{"batch_size": 3, "seed": 1, **options}), count))
+def batches(
+    dataset: Any, count: int, *, workers: int = 0, context: str | None = None, **options: Any
+) -> list[list[dict[str, Any]]]:
+    order = data.MicroBatches(len(dataset), **{"batch_size": 3, "seed": 1, **options})
+    return list(itertools.islice(data.loader(dataset, order, workers=workers, context=context), count))
 
 
 def assert_equal(found: list[list[dict[str, Any]]], expected: list[list[dict[str, Any]]]) -> None:
@@ -115,7 +118,8 @@ def test_loading_processes_change_nothing(dataset):
 
 def test_everything_can_be_sent(dataset):
     """Processes that do not come about by forking get the data set as bytes."""
-    sent = ForkingPickler.loads(ForkingPickler.dumps(data.loader(dataset, batch_size=1, seed=1).dataset))
+    loader = data.loader(dataset, data.MicroBatches(len(dataset), batch_size=1, seed=1))
+    sent = ForkingPickler.loads(ForkingPickler.dumps(loader.dataset))
     assert_equal([[sent[0, 1]]], [[dataset[0, 1]]])
 
 
@@ -160,11 +164,12 @@ class OutageError(Exception):
 @pytest.mark.parametrize("error", [DataError("the bucket is gone"), OutageError("storage does not answer")])
 def test_errors_are_sentences(workers, error):
     """torch would put a traceback of another process in front of the sentence that the user is to read."""
-    loader = data.loader(Failing(error), batch_size=1, seed=1, workers=workers, errors=(DataError, OutageError))
+    order = data.MicroBatches(6, batch_size=1, seed=1)
+    loader = data.loader(Failing(error), order, workers=workers, errors=(DataError, OutageError))
     seen: list[Any] = []
     with pytest.raises(type(error)) as caught:
         seen.extend(place for [place] in loader)
     assert str(caught.value) == str(error)
     assert (0, 4) not in seen
-    order = [place for [place] in itertools.islice(data.MicroBatches(6, batch_size=1, seed=1), 6)]
-    assert seen == order[: order.index((0, 4))]
+    places = [place for [place] in itertools.islice(order, 6)]
+    assert seen == places[: places.index((0, 4))]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers.mask_ops import _do_paste_mask
-from detectron2.modeling import GeneralizedRCNN
 from PIL import Image
 from pycocotools import mask as mask_api
 
@@ -19,13 +18,8 @@ from tests.patchdct import small
 
 @pytest.fixture(scope="module")
 def cfg() -> CfgNode:
+    """Another order of colours than the demo's, so that a mix-up shows."""
     return small.config("INPUT.FORMAT", "BGR")
-
-
-@pytest.fixture(scope="module")
-def model(cfg) -> GeneralizedRCNN:
-    torch.manual_seed(3)
-    return small.model(cfg)
 
 
 def image(height: int, width: int) -> npt.NDArray[np.uint8]:

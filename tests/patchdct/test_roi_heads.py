@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.modeling.poolers import ROIPooler
@@ -25,17 +24,6 @@ from tests.patchdct import small
 
 DCT_MASK = ("MODEL.ROI_MASK_HEAD.NUM_STAGE", 1, "MODEL.ROI_MASK_HEAD.MASK_LOSS_PARA_EACH_STAGE", [1.0])
 UPPER_BOUND = ("MODEL.META_ARCHITECTURE", "PatchDCT_UPPER_BOUND_RCNN", "MODEL.ROI_MASK_HEAD.EVAL_GT", True)
-
-
-@pytest.fixture(scope="module")
-def cfg() -> CfgNode:
-    return small.config()
-
-
-@pytest.fixture(scope="module")
-def model(cfg) -> GeneralizedRCNN:
-    torch.manual_seed(3)
-    return small.model(cfg)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ def batch(tmp_path_factory):
     path = scenes.write_scenes(folder, images=2, seed=4, size=64)
     cfg = small.config("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.RANDOM_FLIP", "none")
     truth = data.read_coco(path, folder / "images")
-    return next(iter(data.loader(data.TrainingSet(truth, cfg, seed=1, read=read_rgb), batch_size=2, seed=1)))
+    samples = data.TrainingSet(truth, cfg, seed=1, read=read_rgb)
+    return next(iter(data.loader(samples, data.MicroBatches(len(samples), batch_size=2, seed=1))))
 
 
 def read_rgb(uri):
@@ -239,6 +240,12 @@ def test_all_workers_stop_together(tmp_path):
     """If only the worker with the bad batch stopped, the others would wait for it for ever."""
     one, two = in_processes(tmp_path, 2, 1.0, math.nan, 1.0)
     assert one == two == {"error": "the loss is not finite at step 1 (loss_a nan); the images: 1.jpg"}
+
+
+def test_all_workers_name_the_same_images(tmp_path):
+    """Who looks for the image behind an infinite gradient must not be shown one worker's half of the batch."""
+    one, two = in_processes(tmp_path, 2, 1.0, 3e38)  # a finite loss, whose slope is not
+    assert one == two == {"error": "the gradient is not finite at step 1; the images of its batch: 0.jpg, 1.jpg"}
 
 
 def test_nothing_else_draws_the_numbers():

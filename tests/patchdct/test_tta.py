@@ -22,17 +22,6 @@ from tests.patchdct import small
 
 
 @pytest.fixture(scope="module")
-def cfg() -> CfgNode:
-    return small.config()
-
-
-@pytest.fixture(scope="module")
-def model(cfg) -> GeneralizedRCNN:
-    torch.manual_seed(3)
-    return small.model(cfg)
-
-
-@pytest.fixture(scope="module")
 def trained() -> tuple[GeneralizedRCNN, CfgNode]:
     """The demo's model, for smaller images than it was trained on, and its config."""
     checkpoint = read_checkpoint(small.CONFIGS / "patchdct_demo.pth")
