@@ -1,11 +1,13 @@
 """The whole way on drawn scenes, in a few minutes on a laptop: `make demo`, or `python -m jobs.demo`.
 
 Draws scenes with exact masks into tar shards, labels them on a local Ray with the shipped checkpoint, verifies the run,
-measures it against the truth and lays out a contact sheet. Everything is in `build/demo`, which is made anew.
+measures it against the truth and lays out a contact sheet. Everything is in `build/demo`, which is made anew; with
+`--storage s3://bucket/prefix`, the shards, the truth, the run and the report are there, where no run may be yet.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -21,7 +23,7 @@ from PIL import Image
 from jobs import command
 from patchdct import scenes
 from pipeline import ledger, overlay, runs
-from pipeline.store import Store
+from pipeline.store import Store, join
 
 FOLDER = Path("build/demo")
 IMAGES, PER_SHARD, SEED = 300, 50, 2
@@ -45,9 +47,16 @@ def _draw() -> None:
     print(f"drew {IMAGES} scenes into {len(shards)} tar shards at {FOLDER}/scenes/shards", flush=True)
 
 
-def _sheet(path: Path) -> None:
+def _upload(storage: str) -> None:
+    """Put the shards and the truth where the labeling job is to find them."""
+    store, drawn = Store(), FOLDER / "scenes"
+    for path in [*sorted((drawn / "shards").iterdir()), drawn / "annotations.json"]:
+        store.put(join(storage, "scenes", str(path.relative_to(drawn))), path)
+
+
+def _sheet(path: Path, run: str) -> None:
     """Draw the labels of the first images over them."""
-    store, run = Store(), str(FOLDER / "run")
+    store = Store()
     categories = ledger.read_manifest(store, run).categories
     rows = sorted(islice(runs.read_rows(store, run), PER_SHARD), key=lambda row: row.key)[:SHOWN]
     tiles = [
@@ -64,20 +73,33 @@ def _sheet(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit status is that of the step that failed, else 0."""
-    del argv
+    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description="The whole way on drawn scenes.")
+    parser.add_argument("--storage", default=str(FOLDER), metavar="URI", help="where shards, run and report go")
+    storage = parser.parse_args(argv).storage
+    run, report_uri = join(storage, "run"), join(storage, "report")
+    elsewhere = storage != str(FOLDER)
+
+    def where(**keys: str) -> list[str]:
+        """The settings that lead a job elsewhere than its config does."""
+        return [word for key, uri in keys.items() if elsewhere for word in ("--set", f"{key.replace('_', '.')}={uri}")]
+
     start = time.monotonic()
     _draw()
-    print(_do("jobs.label", "--config", "configs/label/demo.yaml"), end="")
-    print(_do("pipeline.cli", "verify", str(FOLDER / "run")), end="")
-    report = json.loads(_do("jobs.evaluate", "--config", "configs/evaluate/demo.yaml"))
-    _sheet(FOLDER / "contact_sheet.png")
+    if elsewhere:
+        _upload(storage)
+    inputs = where(input_uri=join(storage, "scenes/shards"), output_uri=run)
+    print(_do("jobs.label", "--config", "configs/label/demo.yaml", *inputs), end="")
+    print(_do("pipeline.cli", "verify", run), end="")
+    measured = where(predictions=run, truth_annotations=join(storage, "scenes/annotations.json"), output=report_uri)
+    report = json.loads(_do("jobs.evaluate", "--config", "configs/evaluate/demo.yaml", *measured))
+    _sheet(FOLDER / "contact_sheet.png", run)
     seconds, mask, edge = time.monotonic() - start, report["mask"], report["boundary"]
     print()
     print(f"Labelled {IMAGES} drawn scenes with a PatchDCT model of 5.5 M parameters in {seconds:.0f} s, all told.")
     print(f"Exact truth: mask AP {mask['AP']:.3f} (AP50 {mask['AP50']:.3f}), boundary AP {edge['AP']:.3f}.")
     print(f"Look at {FOLDER}/contact_sheet.png: the masks of {SHOWN} images, score {SHOWN_SCORE} and up.")
-    print(f"The run: {FOLDER}/run, Parquet in labels/, COCO in coco/; `.venv/bin/patchlabel status {FOLDER}/run`.")
-    print(f"All figures, plots and the worst images: {FOLDER}/report/report.html (report.json for machines).")
+    print(f"The run: {run}, Parquet in labels/, COCO in coco/; `.venv/bin/patchlabel status {run}`.")
+    print(f"All figures, plots and the worst images: {report_uri}/report.html (report.json for machines).")
     return command.DONE
 
 

@@ -23,8 +23,21 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu on a machine without one; torch is loaded only where such a test was asked for."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `--s3 seaweedfs` choose the server; without it, moto's serves the tests that need one."""
+    choices = ("moto", "seaweedfs")
+    parser.addoption("--s3", default="moto", choices=choices, help="run the tests that use S3 against this server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what uses S3 where a server for it was chosen.
+
+    Skip what is marked gpu on a machine without one; torch is loaded only where such a test was asked for.
+    """
+    if config.getoption("--s3") != "moto":
+        config.hook.pytest_deselected(items=[item for item in items if not _uses_s3(item)])
+        items[:] = [item for item in items if _uses_s3(item)]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -33,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+def _uses_s3(item: pytest.Item) -> bool:
+    parameters = getattr(item, "callspec", None)
+    return "s3_endpoint" in getattr(item, "fixturenames", ()) or (
+        parameters is not None and "s3" in parameters.params.values()
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pipeline.errors import AccessError, NotFoundError, StoreError, UnreachableError, UserError
-from pipeline.store.patience import Patience
+from pipeline.store.patience import Patience, Retries
 from pipeline.store.uris import (
     HIDDEN,
     ObjectInfo,
     Selection,
+    Unfinished,
     absolute,
     join,
     local_path,
@@ -34,6 +35,7 @@ __all__ = [
     "ObjectInfo",
     "Patience",
     "Store",
+    "Unfinished",
     "absolute",
     "join",
     "local_path",
@@ -65,6 +67,12 @@ class Backend(Protocol):
     def delete(self, uri: str) -> None:
         """Remove an object; content where there is none."""
 
+    def unfinished(self, directory: str) -> Iterator[Unfinished]:
+        """Under a directory: hidden objects, and the uploads in parts that were neither completed nor aborted."""
+
+    def abort(self, uri: str, upload: str) -> None:
+        """Remove the parts of such an upload; content where there are none."""
+
 
 class Store:
     """Access to storage of every kind.
@@ -78,11 +86,16 @@ class Store:
 
     def __init__(self, patience: Patience = Patience()) -> None:  # noqa: B008 frozen
         self._patience = patience
+        self._retries = Retries()
         self._lock = threading.Lock()
         self._backends: dict[tuple[int, str], Backend] = {}
 
     def __reduce__(self) -> tuple[type[Store], tuple[Patience]]:
         return Store, (self._patience,)
+
+    def retries(self) -> dict[str, int]:
+        """How often something was tried again, in this process, by reason: the store's code or the error's kind."""
+        return self._retries.counts()
 
     def stat(self, uri: str) -> ObjectInfo:
         """The size and etag of an object.
@@ -153,7 +166,9 @@ class Store:
         """
         backend = self._backend(uri)
         failure = StoreError(f"{redact(uri)} could not be created, and nothing is there.")
-        for _ in self._patience.tries():
+        for attempt in self._patience.tries():
+            if attempt > 1:
+                self._retries.add("create")
             try:
                 if backend.create(uri, data):
                     return True
@@ -195,6 +210,35 @@ class Store:
         """Remove an object; content where there is none."""
         self._backend(uri).delete(uri)
 
+    def unfinished(self, uri: str) -> Iterator[Unfinished]:
+        """What writers left under a "directory" that died before they were through, and what others write just now.
+
+        Those are hidden objects and uploads in parts; no listing shows them. `modified` tells how old they are.
+        """
+        return self._backend(uri).unfinished(join(local_path(uri), ""))
+
+    def discard(self, unfinished: Unfinished) -> None:
+        """Remove what `unfinished` found."""
+        if unfinished.upload is None:
+            self.delete(unfinished.uri)
+        else:
+            self._backend(unfinished.uri).abort(unfinished.uri, unfinished.upload)
+
+    def clock(self, uri: str) -> float | None:
+        """What time it is where a "directory" is stored, in seconds since 1970; None where the storage does not tell.
+
+        It is the time of a hidden object that is written for this, and removed; by it, what a listing shows is old.
+        """
+        directory = join(local_path(uri), "")
+        place = f"{directory}{HIDDEN}clock-{uuid.uuid4().hex}"
+        self.put(place, b"")
+        try:  # a listing tells times as other listings do, and so often more precisely than `stat`
+            chosen = Selection(directory=directory, start=name(place), depth=1)
+            found = (info for info in self._backend(place).walk(chosen) if info.uri == place)
+            return next((info.modified for info in found), None)
+        finally:
+            self.delete(place)
+
     def probe(self, uri: str) -> None:
         """Make sure that a run can be written under a URI, and that its storage knows put-if-absent.
 
@@ -220,11 +264,11 @@ class Store:
         key = (os.getpid(), kind)  # a forked process must not share the connections of its parent
         with self._lock:
             if key not in self._backends:
-                self._backends[key] = _make(kind, self._patience)
+                self._backends[key] = _make(kind, self._patience, self._retries)
             return self._backends[key]
 
 
-def _make(kind: str, patience: Patience) -> Backend:
+def _make(kind: str, patience: Patience, retries: Retries) -> Backend:
     if kind == "file":
         from pipeline.store.local import LocalBackend
 
@@ -232,7 +276,7 @@ def _make(kind: str, patience: Patience) -> Backend:
     if kind == "s3":
         from pipeline.store.s3 import S3Backend
 
-        return S3Backend(patience)
+        return S3Backend(patience, retries)
     from pipeline.store.generic import GenericBackend
 
-    return GenericBackend(patience)
+    return GenericBackend(patience, retries)

@@ -20,8 +20,8 @@ from pipeline.errors import (
     UnreachableError,
     UserError,
 )
-from pipeline.store.patience import Patience
-from pipeline.store.uris import ObjectInfo, Selection, redact, scheme
+from pipeline.store.patience import Patience, Retries
+from pipeline.store.uris import ObjectInfo, Selection, Unfinished, hidden, redact, scheme
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -32,14 +32,14 @@ _BLOCK = 8 << 20
 _BUFFER = 64 << 10
 #: What changes with the content, in the words of the several file systems; the surest first.
 _ETAGS = ("etag", "md5hash", "content_md5", "content-md5", "md5", "generation", "ukey")
-_TIMES = ("mtime", "updated", "last_modified", "last-modified", "modified", "created")
+_TIMES = ("mtime", "updated", "last_modified", "last-modified", "lastmodified", "modified", "created")
 
 
 class GenericBackend:
     """Objects behind an fsspec file system. Credentials come from the environment, as its package reads it."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, patience: Patience, retries: Retries) -> None:
+        self._patience, self._retries = patience, retries
 
     def stat(self, uri: str) -> ObjectInfo:
         """See `Backend`."""
@@ -108,6 +108,13 @@ class GenericBackend:
             if self._again(uri, lambda: files.exists(path)):
                 self._again(uri, lambda: files.rm_file(path))
 
+    def unfinished(self, directory: str) -> Iterator[Unfinished]:
+        """See `Backend`."""
+        return hidden(self.walk(Selection(directory=directory)))
+
+    def abort(self, uri: str, upload: str) -> None:
+        """See `Backend`."""
+
     def _locate(self, uri: str, *, writing: bool = False) -> tuple[Any, str]:
         """The file system of a URI, and the path on it."""
         kind = scheme(uri)
@@ -136,7 +143,9 @@ class GenericBackend:
     def _again(self, uri: str, operation: Callable[[], T]) -> T:
         """The answer to an operation, tried again while the store does not answer."""
         failure = UnreachableError(f"{redact(uri)} was not tried.")
-        for _ in self._patience.tries():
+        for attempt in self._patience.tries():
+            if attempt > 1:
+                self._retries.add(scheme(uri))
             try:
                 with _translated(uri):
                     return operation()
@@ -199,12 +208,20 @@ class _Reader(io.RawIOBase):
 def _info(uri: str, entry: Mapping[str, Any]) -> ObjectInfo:
     known = {str(key).lower(): value for key, value in entry.items() if value}
     size = int(entry["size"])
-    for key in _ETAGS:
-        if key in known:
-            return ObjectInfo(uri=uri, bytes=size, etag=str(known[key]).strip('"'))
     changed = next((known[key] for key in _TIMES if key in known), "")
     when = changed.timestamp() if isinstance(changed, datetime) else changed
-    return ObjectInfo(uri=uri, bytes=size, etag=f"{size:x}-{when}")
+    etag = next((str(known[key]).strip('"') for key in _ETAGS if key in known), f"{size:x}-{when}")
+    return ObjectInfo(uri=uri, bytes=size, etag=etag, modified=_seconds(when))
+
+
+def _seconds(when: object) -> float | None:
+    """A time in the words of some file system, in seconds since 1970; None where it is none of those known."""
+    if isinstance(when, (int, float)):
+        return float(when)
+    try:
+        return datetime.fromisoformat(str(when)).timestamp()
+    except ValueError:
+        return None
 
 
 @contextmanager

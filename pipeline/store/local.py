@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import AccessError, ChangedError, NotFoundError, StoreError, UserError
-from pipeline.store.uris import HIDDEN, ObjectInfo, Selection, local_path, redact
+from pipeline.store.uris import HIDDEN, ObjectInfo, Selection, Unfinished, hidden, local_path, redact
 
 _BUFFER = 1 << 20
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -69,6 +69,13 @@ class LocalBackend:
         with _translated(uri):
             _path(uri).unlink(missing_ok=True)
 
+    def unfinished(self, directory: str) -> Iterator[Unfinished]:
+        """See `Backend`."""
+        return hidden(self.walk(Selection(directory=directory)))
+
+    def abort(self, uri: str, upload: str) -> None:
+        """See `Backend`. There are none."""
+
 
 def _path(uri: str) -> Path:
     path = local_path(uri)
@@ -81,7 +88,8 @@ def _info(uri: str, status: os.stat_result) -> ObjectInfo:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         raise NotFoundError(f"{redact(uri)} is {kind}, not a file.")
-    return ObjectInfo(uri=uri, bytes=status.st_size, etag=f"{status.st_size:x}-{status.st_mtime_ns:x}")
+    etag = f"{status.st_size:x}-{status.st_mtime_ns:x}"
+    return ObjectInfo(uri=uri, bytes=status.st_size, etag=etag, modified=status.st_mtime)
 
 
 def _walk(directory: str, depth: int | None, above: frozenset[tuple[int, int]]) -> Iterator[ObjectInfo]:

@@ -1,22 +1,21 @@
 """S3 and the stores that speak its language, by boto3.
 
-boto3 repeats a request that was refused or lost. What it does not do is done here: a transfer that broke off goes on
-where it stopped, and expired credentials are read anew.
+boto3 itself tries everything once. What is tried again is decided here, in one place: what the store did not answer or
+was too busy for, and what it refused because the credentials had expired, with those of the environment read anew. A
+transfer that broke off goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
-import urllib3.exceptions
-from boto3.exceptions import S3UploadFailedError
-from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from botocore.config import Config
 
@@ -29,37 +28,20 @@ from pipeline.errors import (
     UnreachableError,
     UserError,
 )
-from pipeline.store.patience import Patience
-from pipeline.store.uris import ObjectInfo, Selection, redact, split_bucket
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from pipeline.store import s3_errors, s3_reader
+from pipeline.store.patience import Patience, Retries
+from pipeline.store.uris import HIDDEN, ObjectInfo, Selection, Unfinished, redact, split_bucket
 
 T = TypeVar("T")
 
-_CHUNK = 1 << 20  # what is read at a time, and the most that a broken transfer takes along with it
-
-_FAILURES = (boto.ClientError, boto.BotoCoreError, S3UploadFailedError)
-_BROKEN = (boto.BotoCoreError, urllib3.exceptions.HTTPError, OSError)
-_NO_CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.MetadataRetrievalError,
-    boto.ProfileNotFound,
-    boto.NoAuthTokenError,
-    boto.TokenRetrievalError,
-    boto.SSOError,
-    boto.LoginError,
-)
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_PART, _MOST_PARTS, _PARTS_AT_ONCE = 8 << 20, 10_000, 4
 
 
 class S3Backend:
     """Objects in buckets. Credentials, region and endpoint come from the environment, as boto3 reads it."""
 
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+    def __init__(self, patience: Patience, retries: Retries) -> None:
+        self._patience, self._retries = patience, retries
         self._lock = threading.Lock()
         self._client: Any = None
 
@@ -67,16 +49,21 @@ class S3Backend:
         """See `Backend`."""
         bucket, key = _split(uri)
 
-        def head(client: Any) -> Any:
+        def ask(client: Any) -> Any:
+            """Ask for the first byte rather than for the head alone, which could be cut short without a sign of it."""
             try:
-                return client.head_object(Bucket=bucket, Key=key)
-            except boto.ClientError:  # an answer to HEAD has no room for the reason, one to GET has
-                answer = client.get_object(Bucket=bucket, Key=key)
-                answer["Body"].close()
-                return answer
+                answer = client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+                answer["Body"].read()
+            except boto.ClientError as error:
+                if s3_errors.status_of(error) != 416:  # there is no first byte
+                    raise
+                answer = client.head_object(Bucket=bucket, Key=key)
+            return s3_errors.whole(answer, "ContentLength", "ETag", "LastModified")
 
-        answer = self._ask(uri, head)
-        return ObjectInfo(uri=uri, bytes=answer["ContentLength"], etag=_etag(answer))
+        answer = self._ask(uri, ask)
+        total = answer.get("ContentRange", "").rpartition("/")[2]
+        size = int(total) if total.isdigit() else answer["ContentLength"]
+        return ObjectInfo(uri=uri, bytes=size, etag=_etag(answer), modified=answer["LastModified"].timestamp())
 
     def open(self, uri: str, etag: str | None) -> BinaryIO:
         """See `Backend`."""
@@ -85,30 +72,32 @@ class S3Backend:
         def request(offset: int, etag: str | None) -> Any:
             condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
             part = {} if offset == 0 else {"Range": f"bytes={offset}-"}
-            answer = self._ask(uri, lambda client: client.get_object(Bucket=bucket, Key=key, **condition, **part))
-            if etag not in (None, _etag(answer)):
-                answer["Body"].close()
-                raise ChangedError(f"{redact(uri)} was replaced since it was planned.")
-            if offset and not answer.get("ContentRange", "").startswith(f"bytes {offset}-"):
-                answer["Body"].close()
-                raise StoreError(f"{redact(uri)}: the store does not give a part of an object (it ignored Range).")
-            return answer
+            return self._ask(uri, lambda client: client.get_object(Bucket=bucket, Key=key, **condition, **part))
 
-        return io.BufferedReader(_Reader(uri, request, etag, self._patience), _CHUNK)
+        return s3_reader.buffered(uri, request, etag, self._patience, self._retries)
 
     def put(self, uri: str, data: bytes | Path) -> None:
         """See `Backend`. A large file goes in several parts at once."""
         bucket, key = _split(uri)
-        if isinstance(data, bytes):
-            self._ask(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
-        else:
-            self._ask(uri, lambda client: _upload(client, data, bucket, key))
+        if isinstance(data, Path) and data.stat().st_size > _PART:
+            try:
+                self._put_parts(uri, data)
+            except (AccessError, UnreachableError):
+                raise
+            except StoreError:  # an answer about a part was damaged, or somebody aborted the upload
+                self._retries.add("upload")
+                self._put_parts(uri, data)
+            return
+        body = data if isinstance(data, bytes) else data.read_bytes()
+        self._ask(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=body))
 
     def create(self, uri: str, data: bytes) -> bool:
         """See `Backend`. Never a conditional multipart upload: several racers can win that."""
         bucket, key = _split(uri)
         try:
-            self._ask(uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"))
+            self._ask(
+                uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"), lost=False
+            )
         except ChangedError:
             return False
         return True
@@ -120,11 +109,14 @@ class S3Backend:
         if selection.depth == 1:
             query["Delimiter"] = "/"
         while True:
-            page = self._ask(selection.directory, lambda client: client.list_objects_v2(**query))
+            page = self._ask(
+                selection.directory, lambda client: s3_errors.whole(client.list_objects_v2(**query), "Name")
+            )
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # what some tools leave to stand for a directory
                     uri = selection.directory + entry["Key"][len(prefix) :]
-                    yield ObjectInfo(uri=uri, bytes=entry["Size"], etag=_etag(entry))
+                    modified = entry["LastModified"].timestamp()
+                    yield ObjectInfo(uri=uri, bytes=entry["Size"], etag=_etag(entry), modified=modified)
             if not page.get("IsTruncated"):
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
@@ -134,27 +126,102 @@ class S3Backend:
         bucket, key = _split(uri)
         self._ask(uri, lambda client: client.delete_object(Bucket=bucket, Key=key))
 
-    def _ask(self, uri: str, operation: Callable[[Any], T]) -> T:
-        """The answer to one operation, with new credentials where the first ones had expired."""
+    def unfinished(self, directory: str) -> Iterator[Unfinished]:
+        """See `Backend`. An object appears whole or not at all, so those hidden are probes, beside no others."""
+        for info in self.walk(Selection(directory=directory, start=HIDDEN, depth=1)):
+            yield Unfinished(uri=info.uri, bytes=info.bytes, modified=info.modified)
+        bucket, prefix = split_bucket(directory)
+        query = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self._ask(
+                directory, lambda client: s3_errors.whole(client.list_multipart_uploads(**query), "Bucket")
+            )
+            for entry in page.get("Uploads", ()):
+                uri = directory + entry["Key"][len(prefix) :]
+                yield Unfinished(uri=uri, modified=entry["Initiated"].timestamp(), upload=entry["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            query.update(KeyMarker=page["NextKeyMarker"], UploadIdMarker=page["NextUploadIdMarker"])
+
+    def abort(self, uri: str, upload: str) -> None:
+        """See `Backend`."""
+        bucket, key = _split(uri)
+        with suppress(NotFoundError):
+            self._ask(uri, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
+
+    def _put_parts(self, uri: str, file: Path) -> None:
+        """Upload a file in parts, each of which is tried again on its own; all or nothing comes of it."""
+        bucket, key = _split(uri)
+        size = file.stat().st_size
+        step = max(_PART, -(-size // _MOST_PARTS))
+
+        def begin(client: Any) -> Any:
+            answer = client.create_multipart_upload(Bucket=bucket, Key=key, **_checksums(client))
+            return s3_errors.whole(answer, "UploadId")
+
+        upload = self._ask(uri, begin)["UploadId"]
+        place = {"Bucket": bucket, "Key": key, "UploadId": upload}
+
+        def send(number: int) -> dict[str, Any]:
+            with file.open("rb") as source:
+                source.seek((number - 1) * step)
+                body = source.read(step)
+
+            def upload_part(client: Any) -> Any:
+                answer = client.upload_part(**place, PartNumber=number, Body=body, **_checksums(client))
+                return s3_errors.whole(answer, "ETag")
+
+            answer = self._ask(uri, upload_part)
+            return {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer} | {"PartNumber": number}
+
+        def complete(client: Any) -> Any:
+            answer = client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
+            return s3_errors.whole(answer, "ETag")
+
         try:
-            client = self._connected(None)
+            with ThreadPoolExecutor(_PARTS_AT_ONCE) as threads:
+                parts = list(threads.map(send, range(1, -(-size // step) + 1)))
+            try:
+                self._ask(uri, complete)
+            except NotFoundError:  # as after a try whose answer was lost, and which had completed it
+                if self.stat(uri).etag != _etag_of(parts):
+                    raise
+        except BaseException:
+            with suppress(LabelingError):  # it stays, for `patchlabel gc`
+                self.abort(uri, upload)
+            raise
+
+    def _ask(self, uri: str, operation: Callable[[Any], T], *, lost: bool = True) -> T:
+        """The answer to one operation, which is tried again as patience allows.
+
+        Args:
+            uri: what it is about.
+            operation: what to ask of a client.
+            lost: whether to try again where no answer came, or that the store is busy.
+        """
+        failure: LabelingError = UnreachableError(f"{redact(uri)} was not tried.")
+        again, stale = "", None
+        for attempt in self._patience.tries():
+            if attempt > 1:
+                self._retries.add(again)
+            client = self._connected(uri, stale)
             try:
                 return operation(client)
-            except boto.ClientError as error:
-                if error.response["Error"]["Code"] not in _EXPIRED:
-                    raise
-            return operation(self._connected(client))
-        except _FAILURES as error:
-            raise _translate(uri, error, self._patience) from None
+            except s3_errors.FAILURES as error:
+                failure = s3_errors.translate(uri, error, self._patience)
+                again, stale = s3_errors.reason(error), client if s3_errors.expired(error) else None
+                if stale is None and not (lost and isinstance(failure, UnreachableError)):
+                    raise failure from None
+        raise failure
 
-    def _connected(self, stale: Any) -> Any:
+    def _connected(self, uri: str, stale: Any) -> Any:
         """The client, made when it is first needed, and again where it is the stale one. All threads share it."""
         with self._lock:
             if self._client is None or self._client is stale:
                 config = Config(
                     connect_timeout=self._patience.connect_s,
                     read_timeout=self._patience.read_s,
-                    retries={"mode": "standard", "total_max_attempts": self._patience.attempts},
+                    retries={"mode": "standard", "total_max_attempts": 1},
                     max_pool_connections=64,
                     tcp_keepalive=True,
                 )
@@ -164,90 +231,9 @@ class S3Backend:
                     raise UserError(
                         f"The settings for S3 in the environment are not valid: {redact(str(error))}."
                     ) from None
+                except s3_errors.FAILURES as error:
+                    raise s3_errors.translate(uri, error, self._patience) from None
             return self._client
-
-
-class _Reader(io.RawIOBase):
-    """Reads an object front to back with one request. A seek, and a transfer that broke off, begin another one there.
-
-    The requests after the first ask for the very object that the first one met, so a mixture of two is never read.
-    """
-
-    _body: Any = None
-
-    def __init__(
-        self, uri: str, request: Callable[[int, str | None], Any], etag: str | None, patience: Patience
-    ) -> None:
-        answer = request(0, etag)
-        self._uri, self._request, self._patience = uri, request, patience
-        self._etag, self._size = _etag(answer), int(answer["ContentLength"])
-        self._body = answer["Body"]
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        target = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if target < 0:
-            raise ValueError(f"cannot seek to {target}, before the first byte")
-        if target != self._position:
-            self._drop()
-            self._position = target
-        return target
-
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer)
-        chunk = self._chunk(len(view))
-        view[: len(chunk)] = chunk
-        return len(chunk)
-
-    def readall(self) -> bytes:
-        return b"".join(iter(lambda: self._chunk(_CHUNK), b""))
-
-    def close(self) -> None:
-        if not self.closed:
-            self._drop()
-        super().close()
-
-    def _chunk(self, amount: int) -> bytes:
-        """The next bytes, at most `amount`; none at the end."""
-        left = self._size - self._position
-        if amount == 0 or left <= 0:
-            return b""
-        trouble = ""
-        for _ in self._patience.tries():
-            if self._body is None:
-                self._body = self._request(self._position, self._etag)["Body"]
-            try:
-                chunk: bytes = self._body.read(min(amount, left, _CHUNK))
-                self._position += len(chunk)
-                if self._position == self._size:
-                    self._body.read(1)  # compares the checksum, where the store sent one
-                if chunk:
-                    return chunk
-                trouble = "it ended early"
-            except boto.FlexibleChecksumError:
-                self._drop()
-                raise StoreError(f"{redact(self._uri)} arrived damaged: its checksum does not fit.") from None
-            except _BROKEN as error:
-                trouble = type(error).__name__
-            self._drop()
-        raise UnreachableError(
-            f"{redact(self._uri)}: the transfer broke off at byte {self._position} of {self._size}, "
-            f"{self._patience.attempts} times ({trouble})."
-        )
-
-    def _drop(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -257,52 +243,17 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _upload(client: Any, file: Path, bucket: str, key: str) -> None:
-    try:
-        client.upload_file(str(file), bucket, key, Config=TransferConfig(max_concurrency=4))
-    except S3UploadFailedError as error:  # wraps what the store answered
-        raise (error.__context__ if isinstance(error.__context__, boto.ClientError) else error) from None
-
-
 def _etag(answer: Any) -> str:
     return str(answer.get("ETag", "")).strip('"')
 
 
-def _translate(uri: str, error: Exception, patience: Patience) -> LabelingError:
-    """The sentence that the user sees."""
-    shown = redact(uri)
-    if isinstance(error, boto.ClientError):
-        return _refusal(shown, error, patience)
-    kind, text = type(error).__name__, redact(" ".join(str(error).split()))
-    if isinstance(error, _NO_CREDENTIALS):
-        return AccessError(f"{shown}: no credentials for S3 were found in the environment ({text}).")
-    if isinstance(error, (boto.ParamValidationError, boto.ValidationError, boto.EndpointProviderError)):
-        return UserError(f"{shown} is not valid: {text}.")
-    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
-        endpoint = urlsplit(str(error.kwargs.get("endpoint_url", "")))
-        host = f"{endpoint.scheme}://{endpoint.netloc.rpartition('@')[2]}" if endpoint.netloc else "the store"
-        return UnreachableError(f"{shown}: {host} does not answer ({kind}, {patience.attempts} tries).")
-    return StoreError(f"{shown}: {kind}: {text}.")
+def _etag_of(parts: list[dict[str, Any]]) -> str:
+    """The etag that S3 gives to an object of several parts."""
+    joined = b"".join(bytes.fromhex(_etag(part)) for part in parts)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
-def _refusal(shown: str, error: boto.ClientError, patience: Patience) -> LabelingError:
-    """The sentence for an answer of the store that is an error."""
-    code = str(error.response["Error"].get("Code", ""))
-    status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-    if code == "NoSuchBucket":
-        return NotFoundError(f"{shown}: there is no such bucket.")
-    if status == 404:
-        return NotFoundError(f"{shown}: there is no such object.")
-    if code in _EXPIRED:
-        return AccessError(f"{shown}: the credentials have expired ({code}).")
-    if status in (401, 403):
-        return AccessError(f"{shown}: access was refused ({code}); check the credentials and what they allow.")
-    if status in (409, 412, 416):
-        return ChangedError(f"{shown} was replaced while it was read ({code}).")
-    if status == 501:
-        return UserError(f"{shown}: the store does not know this operation ({code}).")
-    if status >= 500 or status == 429:
-        return UnreachableError(f"{shown}: the store answers {status} {code} ({patience.attempts} tries).")
-    return StoreError(
-        f"{shown}: the store answers {status} {code}: {redact(str(error.response['Error'].get('Message')))}"
-    )
+def _checksums(client: Any) -> dict[str, str]:
+    """What asks the store to check each part, unless the environment says that it cannot."""
+    wanted = client.meta.config.request_checksum_calculation == "when_supported"
+    return {"ChecksumAlgorithm": "CRC32"} if wanted else {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os.path
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
@@ -16,17 +17,48 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_USER = re.compile(r"(?<=://)[^/\s@:]*:[^/\s]*@|(?<=http://)[^/\s]*@|(?<=https://)[^/\s]*@")
+_USER = re.compile(  # a password may hold a "/"; what looks like a port is none
+    r"(?<=://)[^\s/@:\[\]]*:(?!\d{1,5}(?:[/?#,;\s'\")]|$))[^\s@]*@|(?<=http://)[^/\s@]*@|(?<=https://)[^/\s@]*@",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"(?<![a-z0-9])((?:(?:account|access|secret|shared)[\w-]*?(?:key|signature|token)|password|authorization)\s*[=:]\s*"
+    r"(?:bearer\s+)?|bearer\s+)[^\s;,&\"']{8,}",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(r"(?<=\?)[^\s\"'<>?=]+=[^\s\"'<>]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectInfo:
-    """An object or a file: where it is, its size, and a text that changes when its content does."""
+    """An object or a file: where it is, its size, and a text that changes when its content does.
+
+    Attributes:
+        modified: when it was written, in seconds since 1970 by the clock of the storage, to the precision at hand; None
+            where the storage does not tell.
+    """
 
     uri: str
     bytes: int
     etag: str
+    modified: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """What a writer left behind that did not come to its end: a hidden object, or an upload in parts.
+
+    Attributes:
+        uri: the hidden object, or the one that the upload was meant to become.
+        bytes: its size; 0 for an upload, of which the storage does not tell.
+        modified: when it was written or begun; see `ObjectInfo`.
+        upload: the id of an upload in parts; None for an object.
+    """
+
+    uri: str
+    bytes: int = 0
+    modified: float | None = None
+    upload: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +80,13 @@ class Selection:
     def takes(self, uri: str) -> bool:
         """Whether an object found under `directory` is wanted."""
         return self.pattern is None or self.pattern.fullmatch(uri[len(self.directory) :]) is not None
+
+
+def hidden(found: Iterable[ObjectInfo]) -> Iterator[Unfinished]:
+    """The hidden ones of the objects that were found."""
+    for info in found:
+        if name(info.uri).startswith(HIDDEN):
+            yield Unfinished(uri=info.uri, bytes=info.bytes, modified=info.modified)
 
 
 def scheme(uri: str) -> str:
@@ -116,12 +155,12 @@ def name(uri: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A text without the user names, passwords and signed queries of the URLs in it.
+    """A text without the user names, passwords and signed queries of its URLs, and without what is named a key or token.
 
     >>> redact("https://me:secret@host/a.tar?X-Amz-Signature=123 did not answer")
     'https://***@host/a.tar?*** did not answer'
     """
-    return _QUERY.sub("***", _USER.sub("***@", text))
+    return _NAMED.sub(r"\1***", _QUERY.sub("***", _USER.sub("***@", text)))
 
 
 def selection(uri: str, *, literal: bool = False) -> Selection:

@@ -1,18 +1,24 @@
-"""An S3 server for the tests, and the places that a store is tried on."""
+"""An S3 server for the tests, moto's or SeaweedFS (`--s3 seaweedfs`), and the places that a store is tried on."""
 
 import logging
-import urllib.request
 import uuid
 
 import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.store import Patience, Store
+from tests import seaweed
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint():
-    """The URL of an S3 server that lives as long as the tests do."""
+def s3_endpoint(request, tmp_path_factory):
+    """The URL of an S3 server that lives as long as the tests do, and that takes the account of `seaweed.settings`."""
+    if request.config.getoption("--s3") == "seaweedfs":
+        if seaweed.binary() is None:
+            pytest.skip(seaweed.MISSING)
+        with seaweed.SeaweedFS(tmp_path_factory.mktemp("seaweedfs")) as server:
+            yield server.endpoint
+        return
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -23,28 +29,18 @@ def s3_endpoint():
 @pytest.fixture
 def s3_environment(s3_endpoint, monkeypatch):
     """The settings that lead boto3, in this process and its children, to the server and to nothing else."""
-    for key in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_CA_BUNDLE"):
+    for key in seaweed.FOREIGN_SETTINGS:
         monkeypatch.delenv(key, raising=False)
-    settings = {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-    }
-    for key, value in settings.items():
+    for key, value in seaweed.settings(s3_endpoint).items():
         monkeypatch.setenv(key, value)
-    return settings
+    return seaweed.settings(s3_endpoint)
 
 
 @pytest.fixture
 def s3_uri(s3_environment):
     """The URI of a new, empty bucket."""
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    request = urllib.request.Request(f"{s3_environment['AWS_ENDPOINT_URL']}/{bucket}", method="PUT")
-    urllib.request.urlopen(request).close()
+    seaweed.client(s3_environment["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
     return f"s3://{bucket}"
 
 
