@@ -7,6 +7,7 @@ that nobody meets a half-written one.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,19 +77,19 @@ def export(store: Store, run_uri: str, *, format: str, out: str, min_score: floa
     if format not in EXPORTS:
         raise UserError(f"--format is {format!r}; accepted are {', '.join(EXPORTS)}.")
     manifest = ledger.read_manifest(store, run_uri)
-    done = {commit.shard_id: commit.fingerprint for commit in runs.read_commits(store, run_uri, manifest)}
+    listed = ledger.listing(store, run_uri)
+    done = Counter(commit.fingerprint for commit in runs.read_commits(store, run_uri, manifest, listed=listed))
 
     def rows() -> Iterator[ImageLabels]:
-        for commit in runs.read_commits(store, run_uri, manifest):
-            if commit.shard_id in done:  # and not committed since
-                for row in runs.rows(store, run_uri, commit):
-                    yield replace(row, instances=row.instances.above(min_score))
+        for commit in runs.read_commits(store, run_uri, manifest, listed=listed):  # without what is committed since
+            for row in runs.rows(store, run_uri, commit):
+                yield replace(row, instances=row.instances.above(min_score))
 
     source = Source(
         uri=run_uri,
         manifest=manifest,
-        done=len(done),
-        fingerprints=tuple(sorted(set(done.values()))),
+        done=done.total(),
+        fingerprints=tuple(sorted(done)),
         min_score=min_score,
         rows=rows(),
     )

@@ -90,11 +90,12 @@ def plan(
     numbers: set[int] = set()
     for planned in _planned(_distinct(uris), format, images_per_shard, store, images_root, options):
         shard, number = planned.shard, planned.shard.number
-        if shard.id in ids:  # two globs match it, or two COCO files list the same images
-            continue
+        if planned.listing is not None:
+            if shard.id in ids:  # two COCO files list the same images
+                continue
+            ids.add(shard.id)
         while number in numbers:
             number = (number + 1) % (1 << NUMBER_BITS)
-        ids.add(shard.id)
         numbers.add(number)
         yield replace(planned, shard=replace(shard, number=number))
 
@@ -120,18 +121,33 @@ def _planned(
     taken: set[str] = set()
     for uri in uris:
         kind, chosen = _chosen(uri, _found(uri, store), format)
+        if odd := next((info.uri for info in chosen if not _is_text(info.uri)), None):
+            shown = redact(odd).encode("utf-8", "backslashreplace").decode()
+            raise UserError(f"{shown} has a name that is not valid UTF-8, which no output can hold; rename it.")
         if len(uris) > 1:
             chosen = [info for info in chosen if info.uri not in taken]
             taken.update(info.uri for info in chosen)
         if kind == "images":
-            yield from _listings((_listed(uri, info) for info in chosen), size)
+            yield from _listings((_listed(uri, info) for info in _let_go(chosen)), size)
         elif kind == "coco":
             for info in chosen:
                 yield from _listings(coco_images(info.uri, images_root, store=store), size)
         else:
             if kind == "parquet" and chosen:
                 check_columns(chosen[0].uri, chosen[0].etag, store=store, options=options)
-            yield from (_object(info, "tar" if kind == "tar" else "parquet") for info in chosen)
+            yield from (_object(info, "tar" if kind == "tar" else "parquet") for info in _let_go(chosen))
+
+
+def _is_text(uri: str) -> bool:
+    """Whether it can be encoded; the bytes of a file's name that are no UTF-8 stand in it as lone surrogates."""
+    return uri.isascii() or not any("\ud800" <= character <= "\udfff" for character in uri)
+
+
+def _let_go(infos: list[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """The items of a list, which is empty afterwards: what is planned takes the place of what was listed."""
+    infos.reverse()
+    while infos:
+        yield infos.pop()
 
 
 def _found(uri: str, store: Store) -> list[ObjectInfo]:
@@ -144,7 +160,7 @@ def _found(uri: str, store: Store) -> list[ObjectInfo]:
     return found
 
 
-def _chosen(uri: str, found: Sequence[ObjectInfo], format: InputFormat) -> tuple[InputFormat, Sequence[ObjectInfo]]:
+def _chosen(uri: str, found: list[ObjectInfo], format: InputFormat) -> tuple[InputFormat, list[ObjectInfo]]:
     """The format of what is at a URI, and the objects there that have it."""
     named = [_kind(info) for info in found]
     kinds, kind = Counter(named), format

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -188,7 +188,10 @@ class LabelerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a run is: written once, before its first shard."""
+    """What a run is: written once, before its first shard.
+
+    `shards` are in the order of the plan; those of a large run are a `shard_list.ShardList`.
+    """
 
     run_id: str
     schema_version: int
@@ -197,4 +200,4 @@ class Manifest:
     config: Mapping[str, object]
     fingerprint: str
     categories: tuple[Category, ...]
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from pipeline import ledger, shards
 from pipeline.errors import NotFoundError, StoreError
+from pipeline.parallel import ahead as ahead
 from pipeline.records import Commit, Failure, ImageLabels, Manifest, Output
 from pipeline.store import Store, join, redact
 
-T = TypeVar("T")
-U = TypeVar("U")
-
 _CHUNK = 1 << 20
-_AHEAD = 16  # tasks a thread that are taken from the input before their results are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +57,21 @@ def status(store: Store, run_uri: str) -> Status:
         StoreError: a commit is damaged, or the storage failed.
     """
     manifest = ledger.read_manifest(store, run_uri)
-    totals = ledger.totals(read_commits(store, run_uri, manifest))
-    open_ids = {shard.id for shard in ledger.pending(manifest, ledger.committed_ids(store, run_uri))}
-    failures = [failure for failure in ledger.failures(store, run_uri) if failure.shard_id in open_ids]
+    listed = ledger.listing(store, run_uri)
+    totals = ledger.totals(read_commits(store, run_uri, manifest, listed=listed))
+    pending = ledger.pending(manifest, listed.ids)
+    failures = ledger.failures(store, run_uri)
+    not_done = pending.known([failure.shard_id for failure in failures])
+    failures = [failure for failure in failures if failure.shard_id in not_done]
     return Status(
         uri=redact(run_uri),
         run_id=manifest.run_id,
         created=manifest.created,
         version=manifest.version,
         shards=len(manifest.shards),
-        done=len(manifest.shards) - len(open_ids),
+        done=len(manifest.shards) - len(pending),
         failed=len(failures),
-        pending=len(open_ids) - len(failures),
+        pending=len(pending) - len(failures),
         images=totals.images,
         labelled=totals.labelled,
         empty=totals.empty,
@@ -87,15 +84,19 @@ def status(store: Store, run_uri: str) -> Status:
     )
 
 
-def read_commits(store: Store, run_uri: str, manifest: Manifest, *, threads: int = 16) -> Iterator[Commit]:
-    """The commits of a run, in the order of the manifest.
+def read_commits(
+    store: Store, run_uri: str, manifest: Manifest, *, listed: ledger.Listing | None = None, threads: int = 16
+) -> Iterator[Commit]:
+    """The commits of a run, in the order of the manifest; see `ledger.read`.
 
     Raises:
         StoreError: one of them is damaged.
     """
-    committed = ledger.committed_ids(store, run_uri)
-    ids = (shard.id for shard in manifest.shards if shard.id in committed)
-    yield from filter(None, ahead(partial(ledger.read_commit, store, run_uri), ids, threads=threads))
+    for _, found in ledger.read(store, run_uri, manifest, listed=listed, threads=threads):
+        if isinstance(found, Commit):
+            yield found
+        elif not isinstance(found, NotFoundError):  # which has been removed since it was listed
+            raise found
 
 
 def read_rows(store: Store, run_uri: str) -> Iterator[ImageLabels]:
@@ -145,14 +146,6 @@ def fetch(store: Store, run_uri: str, output: Output, folder: Path) -> Path:
     if checksum.hexdigest() != output.sha256:
         raise StoreError(f"{redact(uri)} is not what was committed: its sha256 differs.")
     return path
-
-
-def ahead(function: Callable[[T], U], items: Iterable[T], *, threads: int) -> Iterator[U]:
-    """The results of a function in the order of the items, worked out in threads, a bounded number at a time."""
-    rest = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        while group := list(islice(rest, _AHEAD * threads)):
-            yield from pool.map(function, group)
 
 
 def batches(rows: Iterable[ImageLabels], size: int) -> Iterator[Sequence[ImageLabels]]:

@@ -5,24 +5,31 @@ Shards are checked in threads, each row by row; what is kept of a shard are its 
 
 from __future__ import annotations
 
-import math
 import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from pipeline import checks, ledger, runs, shards
-from pipeline.errors import AccessError, StoreError, UnreachableError
+from pipeline.errors import AccessError, NotFoundError, StoreError, UnreachableError
+from pipeline.parallel import ahead
 from pipeline.records import Commit, Manifest, Shard
+from pipeline.shard_list import ShardList
 from pipeline.store import Store, redact
 
 _BATCH = 64  # rows whose masks are measured together
+
+Progress: TypeAlias = Callable[[int, int], None]
+_Read: TypeAlias = tuple[Shard, Commit | StoreError]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +71,7 @@ class _Checked:
         self.faults.append(Fault(shard=redact(self.shard.uri), key=key, what=what.rstrip(".")))
 
 
-def verify(
-    store: Store, run_uri: str, *, threads: int = 4, progress: Callable[[int, int], None] = lambda done, shards: None
-) -> Report:
+def verify(store: Store, run_uri: str, *, threads: int = 4, progress: Progress = lambda done, shards: None) -> Report:
     """Check a whole run against its manifest and its commits.
 
     Args:
@@ -80,27 +85,42 @@ def verify(
         AccessError, UnreachableError: the storage does not let us look.
     """
     manifest = ledger.read_manifest(store, run_uri)
-    faults = list(_manifest_faults(manifest))
-    committed = ledger.committed_ids(store, run_uri)
-    known = {shard.id for shard in manifest.shards}
-    faults += [
-        Fault(shard="", key=None, what=f"commit {one} is of no shard of the run") for one in sorted(committed - known)
-    ]
-    if missing := len(known - committed):
-        faults.append(Fault(shard="", key=None, what=f"{missing} of {len(known)} shards are not done"))
     check = partial(_check_shard, store, run_uri, manifest)
+    return _report(store, run_uri, manifest, lambda done: ahead(check, done, threads=threads), progress)
+
+
+def verify_ledger(store: Store, run_uri: str, *, progress: Progress = lambda done, shards: None) -> Report:
+    """The part of `verify` that reads the ledger alone: whether its shards and its commits add up."""
+    return _report(store, run_uri, ledger.read_manifest(store, run_uri), partial(map, _check_commit), progress)
+
+
+def _report(
+    store: Store,
+    run_uri: str,
+    manifest: Manifest,
+    checks: Callable[[Iterable[_Read]], Iterator[_Checked]],
+    progress: Progress,
+) -> Report:
+    """The faults of the manifest and the listing, and those that `checks` finds in the shards that are done."""
+    listed = ledger.listing(store, run_uri)
+    faults = list(_manifest_faults(manifest))
+    strangers = ledger.strangers(manifest, listed)
+    faults += [Fault(shard="", key=None, what=f"commit {one} is of no shard of the run") for one in strangers]
+    pending = ledger.pending(manifest, listed.ids)
+    if pending:
+        faults.append(Fault(shard="", key=None, what=f"{len(pending)} of {len(manifest.shards)} shards are not done"))
     sums: Counter[str] = Counter()
-    ranges = []
-    todo = [shard for shard in manifest.shards if shard.id in committed]
-    for checked in runs.ahead(check, todo, threads=threads):
+    ranges = array("q")  # in threes; see `_shared_ids`
+    for checked in checks(ledger.read(store, run_uri, manifest, listed=listed)):
         faults += checked.faults
-        ranges.append((checked.shard, checked.ranges))
+        ranges.frombytes(np.insert(checked.ranges, 2, sums["shards"], axis=1).tobytes())
         sums.update(shards=1, committed=checked.committed, images=checked.images, instances=checked.instances)
-        progress(sums["shards"], len(todo))
-    faults += _shared_ids(ranges)
+        progress(sums["shards"], len(manifest.shards) - len(pending))
+    done = ShardList.of(manifest.shards).without(pending.ids)
+    faults += _shared_ids(np.frombuffer(ranges, np.int64).reshape(-1, 3), done)
     return Report(
         run_id=manifest.run_id,
-        shards=len(known),
+        shards=len(manifest.shards),
         committed=sums["committed"],
         images=sums["images"],
         instances=sums["instances"],
@@ -109,31 +129,35 @@ def verify(
 
 
 def _manifest_faults(manifest: Manifest) -> Iterator[Fault]:
-    for name, values in (("id", [s.id for s in manifest.shards]), ("number", [s.number for s in manifest.shards])):
-        for value, count in Counter(values).items():
-            if count > 1:
-                yield Fault(shard="", key=None, what=f"manifest.json has {count} shards of the {name} {value}")
+    shards = ShardList.of(manifest.shards)
+    for name, values in (("id", shards.ids), ("number", shards.numbers)):
+        counted = pc.value_counts(values)
+        for one in counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist():
+            what = f"the list of shards has {one['counts']} shards of the {name} {one['values']}"
+            yield Fault(shard="", key=None, what=what)
     ids = Counter(category.id for category in manifest.categories)
     for category_id in (one for one, count in ids.items() if count > 1):
         yield Fault(shard="", key=None, what=f"manifest.json has {ids[category_id]} categories of the id {category_id}")
 
 
-def _check_shard(store: Store, run_uri: str, manifest: Manifest, shard: Shard) -> _Checked:
-    """All checks of a shard that need no other."""
+def _check_commit(read: _Read) -> _Checked:
+    """All checks of a shard that need its commit alone."""
+    shard, commit = read
     checked = _Checked(shard=shard)
-    try:
-        commit = ledger.read_commit(store, run_uri, shard.id)
-    except (AccessError, UnreachableError):
-        raise
-    except StoreError as error:
-        checked.fault(str(error))
-        return checked
-    if commit is None:
-        checked.fault("its commit has vanished")
+    if isinstance(commit, StoreError):
+        checked.fault("its commit has vanished" if isinstance(commit, NotFoundError) else str(commit))
         return checked
     checked.committed, checked.images, checked.instances = True, commit.images, commit.instances
     for fault in checks.commit_faults(commit):
         checked.fault(fault)
+    return checked
+
+
+def _check_shard(store: Store, run_uri: str, manifest: Manifest, read: _Read) -> _Checked:
+    """All checks of a shard that need no other."""
+    checked, commit = _check_commit(read), read[1]
+    if isinstance(commit, StoreError):
+        return checked
     with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
         found: dict[str, Path] = {}
         for format, output in commit.outputs.items():
@@ -218,22 +242,22 @@ def _compare(checked: _Checked, parquet: Path, coco: Path) -> None:
             checked.fault(f"{coco.name} has {fault} than {parquet.name}", ours.key)
 
 
-def _shared_ids(ranges: Iterable[tuple[Shard, npt.NDArray[np.int64]]]) -> Iterator[Fault]:
-    """Where two shards have image ids in common: the first of them, once for a pair."""
-    owners: list[Shard] = []
-    parts: list[npt.NDArray[np.int64]] = []
-    for shard, part in ranges:
-        parts.append(np.column_stack([part, np.full(len(part), len(owners))]))
-        owners.append(shard)
-    if not parts:
-        return
-    table = np.concatenate(parts)
-    reach, holder = -math.inf, -1
+def _shared_ids(ranges: npt.NDArray[np.int64], shards: Sequence[Shard]) -> Iterator[Fault]:
+    """Where two shards have image ids in common: the first of them, once for a pair.
+
+    Args:
+        ranges: int64 [R, 3], the first and last id of each range, and the position in `shards` of its shard; those of
+            a shard have nothing in common.
+        shards: those that were checked.
+    """
+    first, last, owners = ranges[np.argsort(ranges[:, 0], kind="stable")].T
+    reach = np.maximum.accumulate(last)  # the largest id so far, and the row that brought it
+    brought = np.maximum.accumulate(np.where(np.diff(reach, prepend=-1) > 0, np.arange(len(reach)), 0))
     pairs: set[tuple[int, int]] = set()
-    for first, last, owner in table[np.argsort(table[:, 0], kind="stable")].tolist():
-        if first <= reach and owner != holder and (owner, holder) not in pairs:
-            pairs.add((owner, holder))
-            what = f"its image id {first} is also one of {redact(owners[holder].uri)}"
-            yield Fault(shard=redact(owners[owner].uri), key=None, what=what)
-        if last > reach:
-            reach, holder = last, owner
+    for row in (np.flatnonzero(first[1:] <= reach[:-1]) + 1).tolist():
+        pair = int(owners[row]), int(owners[brought[row - 1]])
+        if pair not in pairs:
+            pairs.add(pair)
+            shard, other = (shards[position] for position in pair)
+            what = f"its image id {first[row]} is also one of {redact(other.uri)}"
+            yield Fault(shard=redact(shard.uri), key=None, what=what)

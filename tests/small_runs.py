@@ -15,6 +15,7 @@ from pipeline.founding import located
 from pipeline.labelers import Labeler, build
 from pipeline.plan import plan
 from pipeline.records import SCHEMA_VERSION, Commit, ImageLabels, Manifest, Output
+from pipeline.shard_list import ShardList
 from pipeline.store import Store, join
 from pipeline.worker import Run, label_shard
 from tests.fakes import draw, write_tar
@@ -50,7 +51,7 @@ def found_run(store: Store, config: LabelConfig) -> tuple[Manifest, Labeler]:
         config=config.labels_depend_on(),
         fingerprint=labeler.fingerprint,
         categories=labeler.categories,
-        shards=tuple(one.shard for one in planned),
+        shards=ShardList.of(one.shard for one in planned),
     )
     assert ledger.write_manifest(store, config.output.uri, manifest)
     return manifest, labeler

@@ -2,14 +2,17 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import ledger
 from pipeline.errors import NotFoundError, StoreError, UserError
 from pipeline.records import Category, Commit, Failure, Manifest, Output, Shard
+from pipeline.shard_list import ShardList
 from pipeline.store import join
 
 
@@ -72,27 +75,31 @@ def test_manifest_is_written_once(store, run):
 
 
 def test_manifest_can_be_read_by_people(store, run):
-    """A manifest of many shards can be read and searched line by line."""
+    """What a run is can be read as text, and its list of shards by whatever reads Parquet."""
     ledger.write_manifest(store, run, make_manifest(5))
     text = store.get(join(run, "manifest.json")).decode()
-    (line,) = (line for line in text.splitlines() if "part-00003.tar" in line)
-    assert json.loads(line.rstrip(","))["id"] == make_shard(3).id
     assert '      "score_threshold": 0.5,' in text.splitlines()
-    assert json.loads(text)["config"]["labeler"]["score_threshold"] == 0.5
+    document = json.loads(text)
+    assert document["config"]["labeler"]["score_threshold"] == 0.5
+    assert document["shards"]["count"] == 5
+    data = store.get(join(run, document["shards"]["path"]))
+    assert hashlib.sha256(data).hexdigest() == document["shards"]["sha256"]
+    rows = pq.read_table(io.BytesIO(data)).to_pylist()
+    assert rows[3] == dataclasses.asdict(make_shard(3))
 
 
 def test_manifest_without_shards(store, run):
     """A manifest is valid JSON even where nothing was planned."""
     assert ledger.write_manifest(store, run, make_manifest(0))
-    assert ledger.read_manifest(store, run).shards == ()
+    assert list(ledger.read_manifest(store, run).shards) == []
 
 
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda text: text[: len(text) // 2], r"manifest\.json is damaged: Invalid JSON"),
-        (lambda text: text.replace('"tar"', '"zip"'), r"manifest\.json is damaged: shards\.0\.format: Input should be"),
-        (lambda text: text.replace('"number":0', '"number":"0"'), r"damaged: shards\.0\.number: .* valid integer"),
+        (lambda text: text.replace('"count": 3', '"count": "3"'), r"damaged: shards\.count: .* valid integer"),
+        (lambda text: text.replace('"shards/', '"../shards/'), r"manifest\.json is damaged: shards\.path does not"),
         (lambda text: text.replace('"run_id"', '"id"'), r"manifest\.json is damaged: run_id: Field required"),
         (lambda text: "[]", r"manifest\.json is damaged"),
         (lambda text: "", r"manifest\.json is damaged"),
@@ -128,16 +135,63 @@ def test_commits(store, run):
     assert ledger.read_commit(store, run, done[7].shard_id) == done[7]
     assert ledger.read_commit(store, run, manifest.shards[25].id) is None
     assert ledger.committed_ids(store, run) == {commit.shard_id for commit in done}
-    assert ledger.pending(manifest, ledger.committed_ids(store, run)) == manifest.shards[20:]
+    assert list(ledger.pending(manifest, ledger.committed_ids(store, run))) == list(manifest.shards[20:])
 
 
 def test_listing_of_a_large_run(store, tmp_path, monkeypatch):
     """A run of more commits than one page holds does not lose those after the first page."""
-    monkeypatch.setattr(ledger, "_FEW", 10)
+    monkeypatch.setattr("pipeline.ledger.listings._FEW", 10)
     done = {shard.id for shard in make_manifest(40).shards}
     for shard_id in done:
         ledger.commit(store, str(tmp_path), make_commit(shard_id))
     assert ledger.committed_ids(store, str(tmp_path)) == done
+
+
+def test_listing_of_many_prefixes(store, s3_uri):
+    """Of a run that fills several pages and all prefixes, a resume labels shards anew that are done."""
+    shards = ShardList.of(make_shard(number) for number in range(1300))
+    names = [join(s3_uri, "run/commits", shard.id[:2], f"{shard.id}.json") for shard in shards]
+    assert len({name.rpartition("/")[0] for name in names}) > 250
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: store.put(name, b"{}"), names))
+    for stray in ("commits/00/notes.txt", "commits/" + "a" * 20 + ".json", "commits/ff/" + "a" * 20 + ".json"):
+        store.put(join(s3_uri, "run", stray), b"{}")
+    listed = ledger.listing(store, join(s3_uri, "run"), threads=8)
+    assert sorted(listed.ids.to_pylist()) == sorted(shard.id for shard in shards)
+    assert set(listed.etags.to_pylist()) == {hashlib.md5(b"{}").hexdigest()}
+    manifest = dataclasses.replace(make_manifest(0), shards=shards[500:])
+    assert len(ledger.pending(manifest, listed.ids)) == 0
+    assert ledger.strangers(manifest, listed) == sorted(shard.id for shard in shards[:500])
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.unlink(), r"the list of shards that manifest\.json names, is missing\."),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"is not the list of shards .*: its sha256 differs\."),
+        (lambda path: path.write_bytes(b"x" * (9 << 20)), r"is not the list of shards .*: its sha256 differs\."),
+    ],
+)
+def test_damaged_list_of_shards(store, tmp_path, damage, sentence):
+    """A run that goes on with a part of its shards would look complete."""
+    run = str(tmp_path)
+    ledger.write_manifest(store, run, make_manifest())
+    (path,) = (tmp_path / "shards").iterdir()
+    damage(path)
+    with pytest.raises(UserError, match=sentence) as caught:
+        ledger.read_manifest(store, run)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_list_of_other_length_is_refused(store, tmp_path, count):
+    """A list with the checksum of the manifest and fewer shards, made by who edits both, is not taken as it is."""
+    run = str(tmp_path)
+    ledger.write_manifest(store, run, make_manifest())
+    file = tmp_path / "manifest.json"
+    file.write_text(file.read_text().replace('"count": 3', f'"count": {count}'))
+    with pytest.raises(UserError, match=f"lists 3 shards, and manifest.json says {count}"):
+        ledger.read_manifest(store, run)
 
 
 def test_racing_commits(store, run):
@@ -176,15 +230,6 @@ def test_commits_of_a_missing_bucket(store, s3_uri):
     """A bucket that is gone is not a run of which nothing is done."""
     with pytest.raises(NotFoundError, match="no such bucket"):
         ledger.committed_ids(store, "s3://gone-with-all/run")
-
-
-def test_commits_are_not_read_at_once():
-    """A status of very many commits does not hold them all in memory, however slowly they are taken."""
-    drawn = []
-    stream = ledger._ahead(str, (drawn.append(number) or number for number in range(1000)), 2)
-    assert [next(stream) for _ in range(3)] == ["0", "1", "2"]
-    assert len(drawn) <= 3 + 4 * 2
-    stream.close()
 
 
 def test_failures(store, run):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,14 @@ def test_keys_start_where_the_user_says(tmp_path: Path, store: Store, monkeypatc
     relative = planned("in", store=store)
     assert keys(relative) == all_keys
     assert lines(relative)[0]["uri"] == str(tmp_path / "in/cats/1.jpg")  # workers start elsewhere
+
+
+@pytest.mark.parametrize("name", [b"\xff.tar", b"\xff.jpg"])
+def test_a_name_that_no_output_can_hold_is_refused(name: bytes, tmp_path: Path, store: Store) -> None:
+    """A traceback at the end of a long plan, or images that fail for ever."""
+    with suppress(OSError):  # where the file system takes no such name, nothing is to be refused
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+        assert refusal(tmp_path, store=store).startswith(f"{tmp_path}/\\udcff.")
 
 
 def test_numbers_are_unique(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

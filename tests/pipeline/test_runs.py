@@ -1,7 +1,6 @@
 """Reading a run: how far it is, and its rows."""
 
 import io
-import json
 import threading
 from dataclasses import replace
 
@@ -52,6 +51,24 @@ def test_status_counts_no_commit_of_a_stranger(store, uri, tmp_path):
     overwrite(store, uri, replace(commit_of(store, uri, manifest), shard_id="f" * 20))
     found = runs.status(store, uri)
     assert (found.done, found.pending, found.images) == (1, 1, IMAGES)
+
+
+def test_status_of_a_damaged_commit_is_an_error(store, uri, tmp_path):
+    """Sums without the shard that cannot be read would pass for the whole."""
+    manifest = make_run(store, uri, tmp_path / "inputs")
+    place = join(uri, "commits", manifest.shards[1].id[:2], f"{manifest.shards[1].id}.json")
+    store.put(place, store.get(place)[:-9])
+    with pytest.raises(StoreError, match=f"{place} is damaged"):
+        runs.status(store, uri)
+
+
+def test_a_commit_that_is_removed_meanwhile_is_passed_over(store, uri, tmp_path):
+    """Somebody who has shards labelled anew must not bring down the status that another one asks for."""
+    manifest = make_run(store, uri, tmp_path / "inputs")
+    listed = ledger.listing(store, uri)
+    store.delete(join(uri, "commits", manifest.shards[0].id[:2], f"{manifest.shards[0].id}.json"))
+    left = runs.read_commits(store, uri, manifest, listed=listed)
+    assert [commit.shard_id for commit in left] == [manifest.shards[1].id]
 
 
 def test_status_of_no_run_is_refused(store, tmp_path):
@@ -180,6 +197,5 @@ def test_ahead_keeps_the_order_and_does_not_run_away():
 
 def test_rows_come_in_the_order_of_the_manifest(store, uri, tmp_path):
     """In the order of the commits, an export would differ each time, and from machine to machine."""
-    make_run(store, uri, tmp_path / "inputs", shards=3)
-    uris = [shard["uri"] for shard in json.loads(store.get(join(uri, "manifest.json")))["shards"]]
+    uris = [shard.uri for shard in make_run(store, uri, tmp_path / "inputs", shards=3).shards]
     assert [row.key[0] for row in runs.read_rows(store, uri)] == [u[-5] for u in uris for _ in range(IMAGES)]

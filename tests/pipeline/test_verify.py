@@ -1,7 +1,6 @@
 """`verify` on sound runs, and on runs that were tampered with in each of the ways that it is there to find."""
 
 import itertools
-import json
 import shutil
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.records import Category, Shard
 from pipeline.store import join
-from pipeline.verify import Fault, _shared_ids, verify
+from pipeline.verify import Fault, _shared_ids, verify, verify_ledger
 from pipeline.worker import Run, label_shard
 from tests.fakes import draw
 from tests.small_runs import IMAGES, commit_of, config_of, found_run, make_run, overwrite, put_output, rewrite
@@ -92,6 +91,32 @@ def test_a_damaged_commit_is_a_fault_and_not_the_end(store, uri, manifest):
     assert "is damaged" in faults[0]
     assert manifest.shards[1].uri in faults[1]
     assert "is missing, though it was committed" in faults[1]
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_ledger_alone_is_checked_without_the_data(store, uri, manifest, folded):
+    """Whether a large run adds up must be known in minutes, without fetching terabytes; and not pass falsely."""
+    first, second = manifest.shards
+    shutil.rmtree(join(uri, "labels"))
+    shutil.rmtree(join(uri, "coco"))
+    assert verify_ledger(store, uri).faults == ()
+    overwrite(store, uri, replace(commit_of(store, uri, manifest), labelled=IMAGES + 1, reasons={}))
+    overwrite(store, uri, replace(commit_of(store, uri, manifest, 1), shard_id="f" * 20))
+    store.delete(join(uri, "commits", second.id[:2], f"{second.id}.json"))
+    store.delete(join(uri, "manifest.json"))
+    ledger.write_manifest(store, uri, replace(manifest, shards=[first, replace(second, number=first.number)]))
+    if folded:
+        assert ledger.fold(store, uri, manifest, least=1) == 1
+    report = verify_ledger(store, uri)
+    assert (report.shards, report.committed, report.images) == (2, 1, IMAGES)
+    assert [str(fault) for fault in report.faults] == [
+        f"the list of shards has 2 shards of the number {first.number}",
+        f"commit {'f' * 20} is of no shard of the run",
+        "1 of 2 shards are not done",
+        f"{first.uri}: its commit does not add up: {IMAGES} images are not {IMAGES + 1} labelled + 1 empty + "
+        "1 quarantined",
+        f"{first.uri}: its commit gives reasons for 0 of 1 quarantined images",
+    ]
 
 
 @pytest.mark.parametrize("format", ["parquet", "coco"])
@@ -246,8 +271,8 @@ def test_ids_of_two_shards_must_differ(store, uri, manifest):
 def test_every_overlap_of_ranges_is_found():
     """A range inside a longer one that began earlier is easily missed."""
     shards = [Shard(id=str(i), uri=f"s{i}", format="tar", bytes=1, etag="", number=i) for i in range(4)]
-    ranges = [[[0, 9]], [[2, 3]], [[5, 5], [20, 21]], [[21, 30]]]
-    found = _shared_ids([(shard, np.array(ids)) for shard, ids in zip(shards, ranges, strict=True)])
+    ranges = np.array([[0, 9, 0], [2, 3, 1], [5, 5, 2], [20, 21, 2], [21, 30, 3]])
+    found = _shared_ids(ranges, shards)
     assert list(found) == [
         Fault(shard="s1", key=None, what="its image id 2 is also one of s0"),
         Fault(shard="s2", key=None, what="its image id 5 is also one of s0"),
@@ -326,11 +351,10 @@ def test_a_coco_shard_that_ends_early_is_a_fault(store, uri, manifest):
 
 def test_shards_of_one_number_are_found(store, uri, manifest):
     """Image ids are made from the number, so two shards of one would share them."""
-    place = join(uri, "manifest.json")
-    document = json.loads(store.get(place))
-    document["shards"][1]["number"] = document["shards"][0]["number"]
-    store.put(place, json.dumps(document).encode())
-    assert f"has 2 shards of the number {document['shards'][0]['number']}" in faults_of(store, uri)[0]
+    first, second = manifest.shards
+    store.delete(join(uri, "manifest.json"))
+    ledger.write_manifest(store, uri, replace(manifest, shards=[first, replace(second, number=first.number)]))
+    assert f"has 2 shards of the number {first.number}" in faults_of(store, uri)[0]
 
 
 def test_a_shard_without_an_image_to_label_verifies(store, uri, tmp_path):
