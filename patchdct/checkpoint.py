@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import uuid
+import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 # What unpickling raises for bytes that are damaged or something else altogether. RuntimeError includes RecursionError.
 _DAMAGED = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError),
-    *(AssertionError, ImportError, ArithmeticError, MemoryError),
+    *(AssertionError, ImportError, ArithmeticError, MemoryError, zipfile.BadZipFile, NotImplementedError),
 )
 
 
@@ -273,6 +274,7 @@ def _read(file: BinaryIO, path: Path) -> tuple[object, bool]:
     by_torch = head.startswith(_TORCH)
     try:
         if by_torch:
+            _check_stored(file)
             return torch.load(file, map_location="cpu", weights_only=True), True
         return safe_pickle.load(file), False
     except _DAMAGED as error:
@@ -287,6 +289,15 @@ def _read(file: BinaryIO, path: Path) -> tuple[object, bool]:
         raise ModelError(
             f"{path} is no checkpoint (a file by torch.save, or a pickle of arrays by name): it begins with {head!r}"
         ) from error
+
+
+def _check_stored(file: BinaryIO) -> None:
+    """Refuse an archive with compressed entries, which torch.save never writes: a megabyte may unpack to gigabytes."""
+    if file.read(4) == b"PK\x03\x04":
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise safe_pickle.ForbiddenError("its archive is compressed, as torch.save does not write it")
+    file.seek(0)
 
 
 def _tensors(state: object, path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ own functions are not used for it, as they trust the sizes and types that they a
 from __future__ import annotations
 
 import pickle
+import pickletools
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final
 
@@ -16,6 +17,11 @@ import numpy.typing as npt
 
 #: Types of array elements that are read.
 TYPES: Final = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8"})
+
+#: The most objects that a pickle may refer to.
+MAX_OBJECTS: Final = 10_000_000
+
+_NUMBERING: Final = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
 class ForbiddenError(pickle.UnpicklingError):
@@ -29,6 +35,12 @@ def load(file: BinaryIO) -> Any:
         ForbiddenError: it holds anything else.
         Exception: whatever `pickle` raises for damaged bytes: UnpicklingError, EOFError, and most built-in errors.
     """
+    start = file.tell()
+    for operation, argument, _ in pickletools.genops(file):
+        # A pickle numbers its objects, and the reader makes room for as many as the highest number says.
+        if operation.name in _NUMBERING and int(argument or 0) > MAX_OBJECTS:
+            raise ForbiddenError(f"it numbers its objects up to {argument}")
+    file.seek(start)
     return _plain(_Unpickler(file, encoding="latin1").load())
 
 

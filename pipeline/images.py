@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.errors import ImageError
+from pipeline.image_headers import announced_size, excess
 from pipeline.records import Pixels
 
 ACCEPTED = "JPEG, PNG, WebP, TIFF, BMP"
@@ -130,8 +131,10 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
             raise ImageError(f"unsupported: {other}; accepted are {ACCEPTED}")
         raise ImageError(f"not_an_image: the bytes begin with {data[:16]!r}; accepted are {ACCEPTED}")
     try:
-        if kind == "PNG":  # Pillow would read on, as far as the pixels
-            _check_size((int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")), max_pixels)
+        # Before any decoder: Pillow reads a PNG as far as the pixels, and makes the canvas of a WebP, to tell the size.
+        _check_size(announced_size(data) or (0, 0), max_pixels)
+        if absurd := excess(data, max_pixels):
+            raise ImageError(f"undecodable: {kind}: {absurd}")
         image = _DECODERS[kind](io.BytesIO(data))
         _check_size(image.size, max_pixels)
         if isinstance(image, TiffImageFile):  # a tile is decoded whole, however little of it the image needs
@@ -141,6 +144,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
     except Image.DecompressionBombError:
         raise ImageError(f"too_large: {kind} of more pixels than Pillow decodes") from None
     except DAMAGE as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise ImageError("crashed: the decoder ran out of memory") from error
         if _ends_early(data, kind) or "truncated" in str(error).lower():
             raise ImageError(f"truncated: the {kind} data end before the image does") from error
         detail = str(error).partition("\n")[0][:100] or type(error).__name__

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pipeline.errors import ChangedError, NotFoundError, ShardError
+from pipeline.errors import ChangedError, NotFoundError, ShardError, UserError
 from pipeline.records import ROW_BITS, ImageRecord, Shard
-from pipeline.store import Store, join, redact
+from pipeline.store import Store, join, redact, scheme
 
 #: Names that announce an image. The second line is of formats that are not decoded: quarantined, not passed over.
 _IMAGE_NAME = re.compile(
@@ -18,6 +18,10 @@ _IMAGE_NAME = re.compile(
     r"|jpe|jfif|gif|heic|heif|avif|jp2|j2k|jxl)$",
     re.IGNORECASE,
 )
+#: Characters of a name that an error shows.
+_SHOWN = 200
+_MAX_NAME = 4096
+_LOCAL = ("", "file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +56,15 @@ def accounted(read: Source) -> Source:
 
     @functools.wraps(read)
     def source(shard: Shard, /, *, store: Store, options: ReadOptions) -> Iterator[ImageRecord]:
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         try:
             for row, record in enumerate(read(shard, store=store, options=options)):
                 if row >> ROW_BITS:
                     raise ShardError(
                         f"{redact(shard.uri)} holds more than {1 << ROW_BITS} images, the most a shard may."
                     )
-                yield _unique(_writable(record), seen)
+                named = record if record.key else replace(record, key=str(row))
+                yield _unique(_writable(named), seen)
         except (NotFoundError, ChangedError) as gone:
             raise ShardError(str(gone)) from gone
 
@@ -90,14 +95,37 @@ def folder(uri: str) -> str:
 
 
 def resolve(base: str, name: str) -> str:
-    """The URI of an image that is named by a URI, absolutely, or relative to `base`."""
-    return name if "://" in name or name.startswith("/") else join(base, name)
+    """The URI of an image that is named by a URI, absolutely, or relative to `base`.
+
+    Only what lies on a disk may name files of a disk: a name that came from elsewhere would choose among the files of
+    the machine that reads it. A name may lead out of `base`, and to another bucket or server.
+
+    Raises:
+        UserError: it may not be read, or is no name that a file or an object can have.
+    """
+    if "\0" in name or len(name) > _MAX_NAME or not _encodes(name):
+        raise UserError(f"{name[:_SHOWN]!r} is no name of an image")
+    uri = name if "://" in name or name.startswith("/") else join(base, name)
+    if scheme(uri) in _LOCAL and scheme(base) not in _LOCAL:
+        raise UserError(f"{name[:_SHOWN]!r} is a local file, which what lies on {scheme(base)}:// may not name")
+    return uri
+
+
+def _encodes(name: str) -> bool:
+    """Whether a name can be written as bytes: a JSON may hold halves of characters."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _writable(record: ImageRecord) -> ImageRecord:
     """The record with names in valid Unicode, which tar, JSON and file systems do not ask for, and no password."""
     if record.uri.startswith(("http://", "https://")):
         record = replace(record, uri=redact(record.uri))
+    if "://" in record.key:
+        record = replace(record, key=redact(record.key))
     if (record.key + record.uri + (record.error or "")).isascii():
         return record
     key, uri, error = (
@@ -106,14 +134,15 @@ def _writable(record: ImageRecord) -> ImageRecord:
     return replace(record, key=key or "", uri=uri or "", error=error)
 
 
-def _unique(record: ImageRecord, seen: set[str]) -> ImageRecord:
-    """The record, or an error under a new key where the key was seen before."""
+def _unique(record: ImageRecord, seen: dict[str, int]) -> ImageRecord:
+    """The record, or an error under a new key where the key was seen before. `seen`: keys, and how often."""
     key = record.key
     if key in seen:
-        number = 2
+        number = seen[key] + 1
         while (key := f"{record.key}#{number}") in seen:
             number += 1
-        error = f"duplicate: a second image of the key {record.key!r}"
+        seen[record.key] = number
+        error = f"duplicate: a second image of the key {record.key[:_SHOWN]!r}"
         record = replace(record, key=key, data=b"", error=error)
-    seen.add(key)
+    seen[key] = 1
     return record

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.images import decode, looks_like_image
 from pipeline.records import REASONS, Pixels
+from tests.fuzz import bombs
 
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP")
 LOSSLESS = {"PNG": {}, "WebP": {"lossless": True}, "TIFF": {}, "BMP": {}}
@@ -333,3 +336,116 @@ def test_real_images_are_as_pillow_decodes_them(shared_data: Path) -> None:
     for path in paths:
         with Image.open(path) as image:
             np.testing.assert_array_equal(decoded(path.read_bytes()), np.asarray(image.convert("RGB")))
+
+
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a progressive JPEG of many scans": (
+        lambda: bombs.progressive(2000, 1500, 2000),
+        "undecodable: JPEG: more than 333 scans of 2000x1500 pixels",
+    ),
+    "a small one of more": (lambda: bombs.progressive(8, 8, 5000), "undecodable: JPEG: more than 1000 scans of 8x8"),
+    "empty segments": (
+        lambda: bombs.jpeg_with(bombs.segment(0xED, b"") * 500_000),
+        "undecodable: JPEG: more than 10000 segments",
+    ),
+    "EXIF in many parts, which Pillow joins one by one": (
+        lambda: bombs.jpeg_with(bombs.segment(0xE1, b"Exif\0\0" + bytes(60_000)) * 150),
+        "undecodable: JPEG: more than 100 segments of EXIF",
+    ),
+    "filling": (lambda: bombs.jpeg_with(b"\xff" * 5_000_000), "undecodable: JPEG: more than 1000000 bytes between"),
+    "filling behind an end": (
+        lambda: bombs.jpeg_with(b"\xff\xd9" + b"\xff" * 5_000_000),
+        "undecodable: JPEG: more than 1000000 bytes between",
+    ),
+    "tiles of a pixel": (lambda: bombs.tiles(2_000_000), "undecodable: TIFF: 2000000 values of its tag 324"),
+    "text that unpacks": (
+        lambda: bombs.png_with(bombs.chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(30_000_000)))),
+        "undecodable: PNG: Decompressed data too large",
+    ),
+    "much text that unpacks": (
+        lambda: bombs.png_with(
+            *[bombs.chunk(b"zTXt", b"%d\0\0" % n + zlib.compress(bytes(10**6))) for n in range(100)]
+        ),
+        "undecodable: PNG: Too much memory used in text chunks",
+    ),
+    "runs that never fill the picture": (
+        lambda: bombs.bmp(3000, 3000, b"\0\0" * 100_000 + b"\0\1"),
+        "undecodable: BMP",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_do_not_cost_hours(name: str) -> None:
+    """A worker that a file of a megabyte keeps busy until its shard's time is up."""
+    make, reason = BOMBS[name]
+    assert refusal(make()).startswith(reason)
+
+
+@pytest.mark.parametrize("container", ["PNG", "JPEG", "WebP"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged metadata
+def test_metadata_that_claim_gigabytes_take_none(container: str) -> None:
+    """EXIF of 60 kB whose thousands of entries are each all of it."""
+    absurd = bombs.exif(4000, 60_000)
+    data = {
+        "PNG": lambda: bombs.png_with(bombs.chunk(b"eXIf", absurd)),
+        "JPEG": lambda: bombs.jpeg_with(bombs.segment(0xE1, b"Exif\0\0" + absurd)),
+        "WebP": lambda: encoded(picture(48, 64), "WebP", exif=b"Exif\0\0" + absurd),
+    }[container]()
+    tracemalloc.start()
+    try:
+        assert decoded(data).shape == (48, 64, 3)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_cyclic_tiff_is_read_once() -> None:
+    """A directory that names itself as the next one, and a reader that counts frames for ever."""
+    cyclic = tiff({256: 36, 257: 24, 258: 8, 259: 1, 262: 1, 277: 1, 278: 24}, bytes(36 * 24))
+    start = struct.unpack_from("<I", cyclic, 4)[0]
+    assert decoded(cyclic[:-4] + struct.pack("<I", start)).shape == (24, 36, 3)
+
+
+def test_the_canvas_of_a_webp_is_not_made_before_its_size_is_known() -> None:
+    """Two gigabytes for a file of 60 bytes: libwebp makes room for an animation when it is opened."""
+    claim = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + (16382).to_bytes(3, "little") * 2
+    body = b"WEBP" + claim + b"ANIM\6\0\0\0" + bytes(6)
+    data = b"RIFF" + struct.pack("<I", len(body)) + body
+    assert refusal(data, max_pixels=10**6).startswith("too_large: 16383x16383")
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (1, 1)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_extreme_shapes_are_images(format: str, size: tuple[int, int]) -> None:
+    """A stitched strip, or a single pixel, taken for damage; WebP alone cannot be so long."""
+    image = Image.new("RGB", size, (9, 90, 200))
+    if format == "WebP" and max(size) > 16383:
+        pytest.skip("no WebP is as long")
+    assert decoded(encoded(image, format)).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize("size", [(-5, 4), (5, -4), (0, 4), (2**31 - 1, 2**31 - 1), (-(2**31), 1)])
+def test_sizes_of_bmps(size: tuple[int, int]) -> None:
+    """A negative height means top-down; all else that is not positive is no size."""
+    data = bytearray(encoded(picture(4, 5), "BMP"))
+    data[18:26] = struct.pack("<ii", *size)
+    if size == (5, -4):
+        np.testing.assert_array_equal(decoded(bytes(data)), picture(4, 5)[::-1])
+    else:
+        assert refusal(bytes(data)).startswith(("undecodable: ", "too_large: ", "truncated: "))
+
+
+def test_a_wrong_extension_does_not_matter() -> None:
+    """A JPEG named .png, refused; the bytes alone say what they are."""
+    assert {looks_like_image(encoded(picture(), format)[:32]) for format in FORMATS} == {True}
+
+
+def test_memory_that_runs_out_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image called damaged because the machine was short of memory."""
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pipeline.images._pixels", exhausted)
+    assert refusal(encoded(picture(), "PNG")) == "crashed: the decoder ran out of memory"

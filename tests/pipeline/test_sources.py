@@ -24,12 +24,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.errors import AccessError, ShardError, UnreachableError
+from pipeline.errors import AccessError, ShardError, UnreachableError, UserError
 from pipeline.plan import plan
 from pipeline.records import REASONS, ImageRecord, Shard, ShardFormat
 from pipeline.sources import SOURCES, ReadOptions
+from pipeline.sources.coco import coco_images
+from pipeline.sources.common import resolve
 from pipeline.sources.listings import Listed, to_line
 from pipeline.store import Patience, Store, join
+from tests.fuzz import bombs
 
 OPTIONS = ReadOptions(max_image_bytes=100_000)
 BLOCK = tarfile.BLOCKSIZE
@@ -578,3 +581,248 @@ def test_a_reader_can_be_left_early(format: ShardFormat, tmp_path: Path, store: 
     records = SOURCES[format](planned.shard, store=store, options=options)
     assert next(records).data == image(0)
     records.close()
+
+
+IMAGE = bombs.member("a.jpg", image(1))
+END = bytes(2 * BLOCK)
+TAR_BOMBS = {
+    "digits, of which tarfile tries each part": (bombs.pax(("k", "1" * 500_000)), "a number of 100 digits"),
+    "no record at all": (bombs.member("pax", b"1" * 500_000, type=tarfile.XHDTYPE), "a record of a pax header is none"),
+    "records within records": (
+        bombs.member("pax", b"2 " * 200_000 + b"=\n", type=tarfile.XHDTYPE),
+        "a record of a pax header is none",
+    ),
+    "long names upon long names": (bombs.member("././@LongLink", b"x", type=b"L") * 3000, "headers upon headers"),
+    "pax headers upon pax headers": (bombs.pax(("k", "v")) * 3000, "headers upon headers"),
+    "records for all members": (
+        bombs.pax(*[(f"k{number}", "") for number in range(12_000)], type=tarfile.XGLTYPE),
+        "more than 10000 records of global pax headers",
+    ),
+    "a map of holes": (
+        bombs.pax(("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "9"))
+        + bombs.member("s.jpg", b"99999999\n" + b"1\n" * 3_000_000),
+        "more than 4194304 bytes of headers before a member",
+    ),
+    "a negative size": (bombs.pax(("size", "-5000")), "unexpected end of data"),
+    "a size of 30 digits": (bombs.pax(("size", "9" * 30)), "unexpected end of data"),
+}
+
+
+@pytest.mark.parametrize("name", TAR_BOMBS)
+def test_headers_of_a_tar_cannot_cost_hours_or_gigabytes(
+    name: str, read_tar: Callable[..., dict[str, ImageRecord]]
+) -> None:
+    """A megabyte of header in which `tarfile` loses itself, so that the worker hangs or dies of its memory."""
+    header, words = TAR_BOMBS[name]
+    assert words in refused(lambda: read_tar(header + IMAGE + END))
+
+
+def test_a_gzip_that_never_ends_is_refused(
+    read_tar: Callable[..., dict[str, ImageRecord]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of unpacking zeros; or an archive of texts that shrink tenfold, refused as if it were a bomb."""
+    monkeypatch.setattr("pipeline.sources.tars._FREE_BYTES", 2_000_000)
+    sidecar = bombs.member("zeros.txt", bytes(6_000_000))
+    assert refused(lambda: read_tar(gzip.compress(IMAGE + sidecar + END))).endswith(
+        "is damaged after its member 'zeros.txt': it unpacks to more than 2000000 bytes, the most of 2000000 and 200 "
+        "times its size; accepted are .tar, .tar.gz and .tgz."
+    )
+    assert list(read_tar(IMAGE + sidecar + END)) == ["a.jpg"]  # it takes as much room as it says
+    text = bombs.member("words.txt", os.urandom(100_000).hex().encode() * 20)
+    assert list(read_tar(gzip.compress(IMAGE + text + END))) == ["a.jpg"]
+
+
+def test_names_of_all_kinds_are_keys(read_tar: Callable[..., dict[str, ImageRecord]]) -> None:
+    """A name that is absolute, empty, leads elsewhere, or holds what no file system takes: nothing is written by it."""
+    names = ["../../etc/passwd.jpg", "/etc/shadow.jpg", "a\nb.jpg", "a\0b.jpg", "x" * 100_000 + ".jpg"]
+    members = b"".join(bombs.pax(("path", name)) + bombs.member("n", image(1)) for name in names)
+    records = read_tar(members + bombs.member("", image(2)) + END)
+    assert list(records) == [*names, "5"]
+    assert all(record.error is None for record in records.values())
+
+
+def test_a_hundred_thousand_copies_are_counted(read_tar: Callable[..., dict[str, ImageRecord]]) -> None:
+    """An hour for finding each a key of its own: every copy tried all numbers before it."""
+    records = read_tar(bombs.member("a.jpg", b"x") * 50_000 + END)
+    assert len(records) == 50_000
+    assert "a.jpg#50000" in records
+
+
+def test_an_archive_in_an_archive_is_a_sidecar(read_tar: Callable[..., dict[str, ImageRecord]]) -> None:
+    """Images of an inner archive taken for members of the outer one, because their headers stand at block borders."""
+    assert list(read_tar(bombs.member("inner.tar", IMAGE + END) + bombs.member("b.jpg", image(2)) + END)) == ["b.jpg"]
+
+
+def parquet_of(columns: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), stream, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def read_parquet(tmp_path: Path, store: Store) -> Callable[[bytes], dict[str, ImageRecord]]:
+    def read_bytes(data: bytes) -> dict[str, ImageRecord]:
+        path = tmp_path / "shard.parquet"
+        path.write_bytes(data)
+        return read(shard_at(str(path), "parquet", store), store)
+
+    return read_bytes
+
+
+def test_a_parquet_that_lies_about_its_rows_is_refused(read_parquet: Callable[..., dict[str, ImageRecord]]) -> None:
+    """Rows that vanish in silence: Arrow reads as many as the footer says."""
+    data = parquet_of({"image": [image(number) for number in range(10)]}, compression="none")
+    footer = bytearray(data[-8 - int.from_bytes(data[-8:-4], "little") : -8])
+    counts = [place for place in range(len(footer) - 1) if footer[place : place + 2] == b"\x16\x14"]  # i64, 10
+    assert len(counts) == 3
+    sentences = []
+    for place in counts:
+        for count in (3, 50):
+            lying = footer.copy()
+            lying[place + 1] = 2 * count
+            try:
+                assert len(read_parquet(data[: -8 - len(footer)] + lying + data[-8:])) == 10
+            except ShardError as error:
+                sentences.append(str(error).partition("Parquet: ")[2])
+    assert sentences == [
+        "it announces 3 rows, and its row groups 10",
+        "it announces 50 rows, and its row groups 10",
+        "it announces 10 rows, and its row groups 3",
+        "it announces 10 rows, and its row groups 50",
+    ]
+
+
+def test_a_parquet_that_unpacks_to_gigabytes_is_refused(
+    read_parquet: Callable[..., dict[str, ImageRecord]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies of a file of a kilobyte: one large page of zeros, or one value that all rows refer to."""
+    monkeypatch.setattr("pipeline.sources.parquets._FREE_BYTES", 1_000_000)
+    page = parquet_of({"image": [bytes(90_000)] * 50}, compression="zstd", use_dictionary=False)
+    value = pa.array([bytes(90_000)]).dictionary_encode().take(pa.array([0] * 50))
+    for data in (page, parquet_of({"image": value}, compression="zstd")):
+        assert "it unpacks to more than 1000000 bytes" in refused(lambda data=data: read_parquet(data))
+
+
+def test_encrypted_parquets_are_refused(read_parquet: Callable[..., dict[str, ImageRecord]]) -> None:
+    """A worker that Arrow ends at once, because someone asked what an encrypted column takes."""
+    import base64
+
+    import pyarrow.parquet.encryption as encryption
+
+    class Keys(encryption.KmsClient):  # type: ignore[misc]
+        def wrap_key(self, key: bytes, _: str) -> bytes:
+            return base64.b64encode(key)
+
+        def unwrap_key(self, key: bytes, _: str) -> bytes:
+            return base64.b64decode(key)
+
+    for plain_footer in (False, True):
+        properties = encryption.CryptoFactory(lambda _: Keys()).file_encryption_properties(
+            encryption.KmsConnectionConfig(),
+            encryption.EncryptionConfiguration(
+                footer_key="a", column_keys={"b": ["image"]}, plaintext_footer=plain_footer
+            ),
+        )
+        stream, table = io.BytesIO(), pa.table({"image": [image(1)], "key": ["x"]})
+        with pq.ParquetWriter(stream, table.schema, encryption_properties=properties) as writer:
+            writer.write_table(table)
+        assert "crypt" in refused(lambda stream=stream: read_parquet(stream.getvalue()))
+
+
+def test_columns_that_hold_no_images_are_named(read_parquet: Callable[..., dict[str, ImageRecord]]) -> None:
+    """A traceback, or the wrong one of two columns of a name."""
+    twice = pa.table([pa.array([image(1)]), pa.array([image(2)])], names=["image", "image"])
+    assert "has several columns of the name 'image'" in refused(lambda: read_parquet(parquet_of(twice)))
+    for column in (pa.array([list(image(1))], pa.list_(pa.uint8())), pa.array([1]), pa.array([{"bytes": {"x": b"1"}}])):
+        sentence = refused(lambda column=column: read_parquet(parquet_of({"image": column})))
+        assert "none of these is known to hold images" in sentence
+    deep = pa.int32()
+    for _ in range(300):
+        deep = pa.struct([("a", deep)])
+    stream = io.BytesIO()
+    schema = pa.schema([("image", pa.binary()), ("d", deep)])
+    pq.ParquetWriter(stream, schema, store_schema=False).close()
+    assert "too deeply nested" in refused(lambda: read_parquet(stream.getvalue()))
+
+
+def test_only_local_files_may_name_local_files() -> None:
+    """A data set from elsewhere that chooses among the files of the machines that label it."""
+    assert resolve("s3://bucket/sets/", "a/b.jpg") == "s3://bucket/sets/a/b.jpg"
+    assert resolve("s3://bucket/", "gs://other/b.jpg") == "gs://other/b.jpg"
+    assert resolve("/data/", "/images/b.jpg") == "/images/b.jpg"
+    assert resolve("/data/", "../images/b.jpg") == "/data/../images/b.jpg"
+    for name in ("/etc/passwd", "file:///etc/passwd", "FILE:///etc/passwd"):
+        for base in ("s3://bucket/", "https://host/"):
+            with pytest.raises(UserError, match=r"is a local file, which what lies on .*:// may not name"):
+                resolve(base, name)
+    for name in ("a\0b.jpg", "\ud800.jpg", "x" * 5000):
+        with pytest.raises(UserError, match="is no name of an image"):
+            resolve("/data/", name)
+
+
+def test_rows_that_name_what_they_may_not_are_unreadable(
+    read_parquet: Callable[..., dict[str, ImageRecord]], tmp_path: Path
+) -> None:
+    """One absurd path that costs its shard, or that vanishes."""
+    (tmp_path / "a.jpg").write_bytes(image(1))
+    records = read_parquet(parquet_of({"path": ["a.jpg", "\0", "x" * 5000, "zip::file:///etc/passwd", "", None]}))
+    reasons = [(record.error or "fine").partition(":")[0] for record in records.values()]
+    assert reasons == ["fine", "unreadable", "unreadable", "unreadable", "empty", "empty"]
+    assert "" not in records
+
+
+COCO_IMAGE = '{"id": 1, "file_name": "a.jpg"}'
+WRONG_COCOS = {
+    "nothing": ("", "is no JSON: Expecting value"),
+    "of other bytes": (b'{"images": "\xff"}', "is no JSON: 'utf-8' codec can't decode"),
+    "deep": ("[" * 200_000, "is no JSON: maximum recursion depth"),
+    "an array": ("[]", "is no COCO file: it has no list `images`"),
+    "an object for a list": ('{"images": {"a": 1}}', "is no COCO file: it has no list `images`"),
+    "lists for objects": ('{"images": [["a"]]}', "images[0] has no file_name"),
+    "a list for a name": ('{"images": [{"id": 1, "file_name": ["a"]}]}', "images[0] has no file_name"),
+    "two lists": (f'{{"images": [{COCO_IMAGE}], "images": []}}', "has `images`, `file_name` or `id` twice"),
+    "NaN": ('{"images": [{"id": NaN, "file_name": "a.jpg"}]}', "has the id nan; accepted are whole numbers"),
+    "a number without end": (f'{{"images": [{{"id": {"9" * 4000}, "file_name": "a.jpg"}}]}}', "99; accepted are whole"),
+    "a larger one": (f'{{"images": [{{"id": {"9" * 5000}, "file_name": "a.jpg"}}]}}', "is no JSON: Exceeds the limit"),
+    "NUL in a name": (f'{{"images": [{COCO_IMAGE}, {{"id": 2, "file_name": "\\u0000"}}]}}', "is no name of an image"),
+    "half a character": (
+        f'{{"images": [{COCO_IMAGE}, {{"id": 2, "file_name": "\\ud800"}}]}}',
+        "is no name of an image",
+    ),
+    "a name without end": (f'{{"images": [{{"id": 2, "file_name": "{"x" * 10**6}"}}]}}', "is no name of an image"),
+    "a name too long for a disk": (f'{{"images": [{{"id": 2, "file_name": "{"x" * 3000}"}}]}}', "were looked for"),
+    "another scheme": ('{"images": [{"id": 2, "file_name": "gopher://x/y"}]}', "no such kind of storage"),
+    "a chain of schemes": ('{"images": [{"id": 2, "file_name": "zip::file:///x"}]}', "nor a URI of one scheme"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COCOS)
+def test_a_wrong_coco_file_is_refused_in_a_sentence(name: str, tmp_path: Path, store: Store) -> None:
+    """A traceback, or a sentence of a megabyte."""
+    text, words = WRONG_COCOS[name]
+    (tmp_path / "a.jpg").write_bytes(image(1))
+    path = tmp_path / "coco.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        coco_images(str(path), None, store=store)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_coco_files_of_other_encodings_are_read(encoding: str, tmp_path: Path, store: Store) -> None:
+    """A file that a Windows program wrote, refused."""
+    (tmp_path / "a.jpg").write_bytes(image(1))
+    path = tmp_path / "coco.json"
+    path.write_text(f'{{"images": [{COCO_IMAGE}]}}', encoding=encoding)
+    assert [one.key for one in coco_images(str(path), None, store=store)] == ["a.jpg"]
+
+
+def test_a_coco_file_of_gigabytes_is_not_read(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head node of a cluster that dies of a JSON."""
+    monkeypatch.setattr("pipeline.sources.coco._MAX_BYTES", 1000)
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": [json.loads(COCO_IMAGE)], "note": "x" * 1000}))
+    with pytest.raises(UserError, match=r"bytes; accepted are up to 1000\. Split it, or leave out its annotations"):
+        coco_images(str(path), None, store=store)
