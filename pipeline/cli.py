@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -17,18 +18,23 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, doctor, ledger
+from pipeline import __version__, doctor, ledger, quarantine
 from pipeline.config import LabelConfig, load
 from pipeline.errors import LabelingError, UserError
 from pipeline.export import EXPORTS, export
-from pipeline.founding import located, planned_shards
+from pipeline.founding import changes, located, planned_shards
+from pipeline.orphans import Collected, collect
+from pipeline.plan import Planned
 from pipeline.records import Shard
 from pipeline.runs import Status, status
+from pipeline.shard_list import ShardList
 from pipeline.store import Store, join, redact
 from pipeline.verify import Report, verify
 
 DONE, FAULTY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 _FAULTS_SHOWN = 20
+_NAMES_SHOWN = 20
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -46,18 +52,26 @@ def commands() -> None:
 def plan_command(path: str, settings: Sequence[str], as_json: bool) -> int:
     """Tell what a run would label, and how far it is where it has begun. Writes nothing."""
     config, store = located(load(LabelConfig, path, settings)), Store()
-    shards: list[Shard] = []
+    formats: Counter[str] = Counter()
     images: int | None = 0
-    with _notes() as notes:
-        for planned in planned_shards(config, store):
-            shards.append(planned.shard)
+    size = 0
+
+    def counted(all_planned: Iterable[Planned]) -> Iterator[Shard]:
+        nonlocal images, size
+        for planned in all_planned:
             images = None if images is None or planned.images is None else images + planned.images
+            size += planned.shard.bytes
+            formats[planned.shard.format] += 1
+            yield planned.shard
+
+    with _notes() as notes:
+        shards = ShardList.of(counted(planned_shards(config, store)))
     found = {
         "input": [redact(uri) for uri in config.input.uris],
         "shards": len(shards),
-        "formats": Counter(shard.format for shard in shards),
+        "formats": formats,
         "images": images,
-        "bytes": sum(shard.bytes for shard in shards),
+        "bytes": size,
         "notes": notes,
         "output": redact(config.output.uri),
         "output_formats": config.output.formats,
@@ -117,6 +131,49 @@ def export_command(run_uri: str, format: str, out: str, min_score: float) -> int
     return DONE
 
 
+@commands.command("quarantine")
+@click.argument("run_uri")
+@click.option("--images", "with_images", is_flag=True, help="Name each quarantined image, which reads their shards.")
+@_json_option
+def quarantine_command(run_uri: str, with_images: bool, as_json: bool) -> int:
+    """Tell what a run has set aside, and why. `--set run.only=quarantined` has jobs.label try those shards again."""
+    store = Store()
+    found = quarantine.read(store, run_uri)
+    rows = quarantine.images(store, run_uri) if with_images else iter(())
+    images = ({"key": row.key, "uri": row.uri, "error": row.error} for row in rows)
+    if as_json:
+        _print_json(asdict(found) | ({"quarantined": list(images)} if with_images else {}))
+        return DONE
+    for failure in found.shards:
+        tried = _number(failure.attempts, "attempt")
+        click.echo(f"shard  {redact(failure.uri)}: {failure.error.removesuffix('.')} (after {tried})")
+    for image in images:
+        click.echo(f"image  {image['key']}: {image['error']}")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items())
+    click.echo(
+        f"{_number(len(found.shards), 'shard')} and {_number(found.images, 'image')} set aside"
+        + (f" ({reasons})" if reasons else "")
+    )
+    return DONE
+
+
+@commands.command("gc")
+@click.argument("run_uri")
+@click.option(
+    "--older-than", default="1d", show_default=True, metavar="AGE", help="What is younger stays: 90s, 30m, 12h, 7d."
+)
+@click.option("--dry-run", is_flag=True, help="Remove nothing; only tell what would be.")
+@_json_option
+def gc_command(run_uri: str, older_than: str, dry_run: bool, as_json: bool) -> int:
+    """Remove what dead attempts left behind and no commit names. The run may go on meanwhile."""
+    found = collect(Store(), run_uri, older_than_s=_age(older_than), dry_run=dry_run)
+    if as_json:
+        _print_json(asdict(found) | {"dry_run": dry_run})
+    else:
+        _print_collected(found, "would remove" if dry_run else "removed")
+    return DONE
+
+
 @commands.command("doctor")
 @click.option("--uri", metavar="URI", help="A place whose reachability matters, such as s3://bucket/prefix.")
 def doctor_command(uri: str | None) -> int:
@@ -155,21 +212,20 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _run_there(config: LabelConfig, store: Store, planned: Iterable[Shard]) -> dict[str, Any] | None:
+def _run_there(config: LabelConfig, store: Store, planned: ShardList) -> dict[str, Any] | None:
     """The run that is where the output would go, if any: how far it is, and in what the config and the input differ."""
     if not store.exists(join(config.output.uri, "manifest.json")):
         return None
     manifest = ledger.read_manifest(store, config.output.uri)
-    pending = len(ledger.pending(manifest, ledger.committed_ids(store, config.output.uri)))
-    known = {shard.id for shard in manifest.shards}
+    pending = len(ledger.pending(manifest, ledger.listing(store, config.output.uri).ids))
     return {
         "run_id": manifest.run_id,
         "created": manifest.created,
         "shards": len(manifest.shards),
         "done": len(manifest.shards) - pending,
         "pending": pending,
-        "differences": ledger.differences(manifest.config, config.labels_depend_on()),
-        "shards_not_in_it": sum(shard.id not in known for shard in planned),
+        "differences": changes(config, manifest),
+        "shards_not_in_it": len(planned.without(ShardList.of(manifest.shards).ids)),
     }
 
 
@@ -229,6 +285,18 @@ def _print_report(report: Report) -> None:
     )
 
 
+def _print_collected(found: Collected, verb: str) -> None:
+    for name in found.names[:_NAMES_SHOWN]:
+        click.echo(name)
+    if (more := len(found.names) - _NAMES_SHOWN) > 0:
+        click.echo(f"and {more} more; --json names all")
+    click.echo(
+        f"{verb} {_number(found.data, 'data object')} of no commit, "
+        f"{_number(found.unfinished, 'write')} that did not come to an end, "
+        f"{_number(found.records, 'record')} of shards that are done by now: {_size(found.bytes)}"
+    )
+
+
 def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     for name, text in lines:
         click.echo(f"{name:12} {text}")
@@ -236,6 +304,22 @@ def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
 
 def _print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
+
+
+def _age(text: str) -> float:
+    """An age in seconds.
+
+    >>> _age("90s"), _age("1.5h")
+    (90.0, 5400.0)
+    """
+    number, unit = text[:-1], text[-1:]
+    try:
+        seconds = float(number) * _UNITS_S[unit]
+    except (ValueError, KeyError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"--older-than {text}: an age is a number and s, m, h or d, such as 90s, 30m, 12h or 7d.")
+    return seconds
 
 
 def _number(count: int, noun: str) -> str:

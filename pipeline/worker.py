@@ -7,41 +7,22 @@ commit
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from pipeline import __version__, images, ledger, sinks, sources
+from pipeline import __version__, ledger, scratch, sinks, sources, trails
 from pipeline.config import LabelConfig
-from pipeline.errors import ImageError, RunError
+from pipeline.decoding import Decoding
 from pipeline.labelers import Labeler, build
-from pipeline.records import (
-    NO_INSTANCES,
-    ROW_BITS,
-    Commit,
-    ImageLabels,
-    ImageRecord,
-    Instances,
-    LabelerInfo,
-    Output,
-    Pixels,
-    Shard,
-)
+from pipeline.labelling import label_carefully, label_records
+from pipeline.records import Commit, ImageLabels, LabelerInfo, Output, Shard
 from pipeline.store import Store, join
-
-#: Images decoded ahead of the labeler, as a multiple of its batch.
-BATCHES_AHEAD = 2
-DECODING_THREADS = 4
+from pipeline.trails import Step, Trail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +35,7 @@ class Run:
 
 
 class Worker:
-    """A labeler with a store, which lives in one process and labels shard after shard."""
+    """A labeler, a store and a decoder, which live in one process and label shard after shard."""
 
     def __init__(self, config: LabelConfig) -> None:
         """Build the labeler.
@@ -62,31 +43,50 @@ class Worker:
         Raises:
             UserError: see `labelers.build`.
         """
+        scratch.sweep()
         self._store = Store()
         self._labeler = build(config.labeler, self._store)
+        self._decoding = Decoding(config.limits)
 
     def describe(self) -> LabelerInfo:
         """What the manifest says of the labeler."""
         return LabelerInfo(fingerprint=self._labeler.fingerprint, categories=self._labeler.categories)
 
-    def label(self, shard: Shard, run: Run) -> Commit:
+    def label(self, shard: Shard, run: Run, strikes: int) -> Commit:
         """Label one shard; see `label_shard`."""
-        return label_shard(shard, run=run, store=self._store, labeler=self._labeler)
+        return label_shard(
+            shard, run=run, store=self._store, labeler=self._labeler, decoding=self._decoding, strikes=strikes
+        )
 
 
-def label_shard(shard: Shard, *, run: Run, store: Store, labeler: Labeler) -> Commit:
+def label_shard(
+    shard: Shard, *, run: Run, store: Store, labeler: Labeler, decoding: Decoding | None = None, strikes: int = 0
+) -> Commit:
     """Label a shard and commit it; of several attempts at one shard, the first commit stands.
 
-    Memory is bounded by the batch: rows go to local files as they come, and these are uploaded whole.
+    Memory is bounded by the batch and `run.prefetch_bytes`: rows go to local files as they come, and these are uploaded
+    whole. A shard that is committed already, by another driver or by an attempt whose answer was lost, is not labelled
+    again.
+
+    Args:
+        shard: what to label.
+        run: the run that it belongs to.
+        store: where the shard is, and the run.
+        labeler: what labels it.
+        decoding: what decodes its images; None: something for this shard alone.
+        strikes: how many workers the shard has cost; if any, each step is noted before it is taken (see `trails`).
 
     Returns:
         The commit that stands, whoever wrote it.
 
     Raises:
         ShardError: the shard cannot be read.
+        RunError: the labeler does not keep its promises.
         StoreError: storage failed, after its retries.
     """
     start = time.monotonic()
+    if (standing := ledger.read_commit(store, run.uri, shard.id)) is not None:
+        return standing
     attempt = uuid.uuid4().hex[:12]
     header = sinks.Header(
         run_id=run.id,
@@ -96,23 +96,16 @@ def label_shard(shard: Shard, *, run: Run, store: Store, labeler: Labeler) -> Co
         categories=labeler.categories,
         quality=labeler.quality,
     )
-    options = sources.ReadOptions(
-        max_image_bytes=run.config.limits.max_image_bytes,
-        run_uri=run.uri,
-        image_column=run.config.input.image_column,
-        key_column=run.config.input.key_column,
-    )
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+    with scratch.folder() as folder:
         files = {
-            name: Path(folder) / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}"
-            for name in run.config.output.formats
+            name: folder / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats
         }
         with ExitStack() as stack:
             writers = [stack.enter_context(sinks.SINKS[name].open(path, header)) for name, path in files.items()]
-            records = sources.SOURCES[shard.format](shard, store=store, options=options)
-            for rows in label_records(shard, records, labeler=labeler, config=run.config):
+            decoder = decoding or stack.enter_context(Decoding(run.config.limits))
+            for rows in _rows(shard, run, store, labeler, decoder, strikes):
                 for write in writers:
                     write(rows)
                 for row in rows:
@@ -140,6 +133,8 @@ def label_shard(shard: Shard, *, run: Run, store: Store, labeler: Labeler) -> Co
         version=__version__,
     )
     if ledger.commit(store, run.uri, commit):
+        if strikes:
+            trails.forget(store, run.uri, shard.id)
         return commit
     for output in outputs.values():
         store.delete(join(run.uri, output.path))
@@ -148,103 +143,38 @@ def label_shard(shard: Shard, *, run: Run, store: Store, labeler: Labeler) -> Co
     return standing
 
 
-def label_records(
-    shard: Shard, records: Iterable[ImageRecord], *, labeler: Labeler, config: LabelConfig
+def _rows(
+    shard: Shard, run: Run, store: Store, labeler: Labeler, decoding: Decoding, strikes: int
 ) -> Iterator[list[ImageLabels]]:
-    """Image records -> rows of the output, batch after batch, in the order of the records."""
-    batch: list[tuple[int, ImageRecord, Pixels | str]] = []
-    for row, (record, decoded) in enumerate(_decoded(records, config)):
-        batch.append((row, record, decoded))
-        if len(batch) == config.labeler.batch_size:
-            yield _label(shard, batch, labeler)
-            batch = []
-    if batch:
-        yield _label(shard, batch, labeler)
+    """The rows of a shard, batch after batch: carefully if it has cost a worker, and image by image where it did."""
+    options = sources.ReadOptions(
+        max_image_bytes=run.config.limits.max_image_bytes,
+        run_uri=run.uri,
+        image_column=run.config.input.image_column,
+        key_column=run.config.input.key_column,
+    )
+    records = sources.SOURCES[shard.format](shard, store=store, options=options)
+    if not strikes:
+        yield from label_records(shard, records, labeler=labeler, config=run.config, decoding=decoding)
+        return
+    before = trails.read(store, run.uri, shard.id, strikes=strikes - 1)
 
+    def note(step: Step, first: int, keys: Sequence[str], count: int) -> None:
+        trails.note(
+            store,
+            run.uri,
+            shard.id,
+            Trail(strikes=strikes, step=step, first=first, count=count, keys=tuple(keys)),
+        )
 
-def _decoded(records: Iterable[ImageRecord], config: LabelConfig) -> Iterator[tuple[ImageRecord, Pixels | str]]:
-    """Each record with its pixels, or with the reason why there are none; decoded in threads, a few ahead."""
-
-    def decode(record: ImageRecord) -> Pixels | str:
-        if record.error is not None:
-            return record.error
-        try:
-            return images.decode(
-                record.data, max_bytes=config.limits.max_image_bytes, max_pixels=config.limits.max_image_pixels
-            )
-        except ImageError as error:
-            return str(error)
-
-    ahead: deque[tuple[ImageRecord, Future[Pixels | str]]] = deque()
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        try:
-            for record in records:
-                ahead.append((record, pool.submit(decode, record)))
-                if len(ahead) > BATCHES_AHEAD * config.labeler.batch_size:
-                    first, future = ahead.popleft()
-                    yield first, future.result()
-            while ahead:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _label(shard: Shard, batch: Sequence[tuple[int, ImageRecord, Pixels | str]], labeler: Labeler) -> list[ImageLabels]:
-    """Label the images of a batch that could be decoded, and account for the others."""
-    good = [pixels for _, _, pixels in batch if not isinstance(pixels, str)]
-    found = iter(_checked(labeler, good) if good else ())
-    rows = []
-    for row, record, pixels in batch:
-        image_id = record.image_id if record.image_id is not None else shard.number << ROW_BITS | row
-        if isinstance(pixels, str):
-            rows.append(_row(record, image_id, (0, 0), NO_INSTANCES, error=pixels))
-        else:
-            height, width, _ = pixels.shape
-            rows.append(_row(record, image_id, (height, width), next(found)))
-    return rows
-
-
-def _checked(labeler: Labeler, images: Sequence[Pixels]) -> list[Instances]:
-    """What the labeler makes of the images, if it keeps its promises; a class of the user's own might not.
-
-    Raises:
-        RunError: it does not.
-    """
-    found = labeler.label(images)
-    name = type(labeler).__name__
-    if len(found) != len(images):
-        raise RunError(f"the labeler {name} gave {len(found)} results for {len(images)} images; it must give one each")
-    for x in found:
-        columns: dict[str, npt.NDArray[Any]] = {
-            "category_ids": x.category_ids,
-            "scores": x.scores,
-            "boxes": x.boxes,
-            "areas": x.areas,
-            **x.quality,
-        }
-        wrong = [column for column, values in columns.items() if len(values) != len(x)]
-        wrong += [column for column in labeler.quality if column not in x.quality and len(x)]
-        wrong += [column for column in ("scores", "boxes") if not np.isfinite(columns[column]).all()]
-        if wrong:
-            raise RunError(
-                f"the labeler {name} gave instances whose {wrong[0]} is missing, not finite, or not as long as counts"
-            )
-    return found
-
-
-def _row(
-    record: ImageRecord, image_id: int, size: tuple[int, int], instances: Instances, error: str | None = None
-) -> ImageLabels:
-    return ImageLabels(
-        key=record.key,
-        image_id=image_id,
-        uri=record.uri,
-        height=size[0],
-        width=size[1],
-        instances=instances,
-        status="quarantined" if error is not None else "labelled" if len(instances) else "empty",
-        error=error,
+    yield from label_carefully(
+        shard,
+        records,
+        labeler=labeler,
+        config=run.config,
+        decoding=decoding,
+        suspects=before.rows if before else range(0),
+        note=note,
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
+import signal
 import tarfile
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -72,6 +76,20 @@ class CrashingLabeler(ThresholdLabeler):
         os._exit(1)
 
 
+class SegfaultLabeler(CrashingLabeler):
+    """Reads from where nothing is, as a bug in C code does."""
+
+    def meet_poison(self) -> None:
+        ctypes.string_at(0)
+
+
+class KilledLabeler(CrashingLabeler):
+    """Is killed there, as by a kernel that is out of memory."""
+
+    def meet_poison(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class RaisingLabeler(CrashingLabeler):
     """Raises there instead, as a model with a bug does."""
 
@@ -111,3 +129,63 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return path
+
+
+class PacedLabeler(ThresholdLabeler):
+    """Takes as long as a small model does: 20 to 80 ms an image, which its pixels decide."""
+
+    def label(self, images: Sequence[Pixels]) -> list[Instances]:
+        time.sleep(sum(0.02 + 0.06 * (zlib.crc32(image) / 2**32) for image in images))
+        return super().label(images)
+
+
+class HeldLabeler(CrashingLabeler):
+    """The first process that meets red stands still there until it is released; those that come later pass.
+
+    `labeler.weights` names a folder: `held` appears there, with the process's number, and `released` lets it go on.
+    """
+
+    def __init__(self, config: LabelerConfig, store: Store) -> None:
+        super().__init__(config, store)
+        self._folder = Path(str(config.weights))
+
+    def meet_poison(self) -> None:
+        try:
+            with (self._folder / "held").open("x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            return
+        while not (self._folder / "released").exists():
+            time.sleep(0.02)
+
+
+class HeldAtTheClaimLabeler(HeldLabeler):
+    """Stands still later: with its files in storage, and the commit not yet created."""
+
+    def meet_poison(self) -> None:
+        create, hold = Store.create, super().meet_poison
+
+        def held(store: Store, uri: str, data: bytes) -> bool:
+            if "/commits/" in uri:
+                hold()
+            return create(store, uri, data)
+
+        Store.create = held  # type: ignore[method-assign]
+
+
+class KeepingLabeler(ThresholdLabeler):
+    """Leaks: keeps 200 bytes of each image that it was shown."""
+
+    kept: ClassVar[list[bytes]] = []
+
+    def label(self, images: Sequence[Pixels]) -> list[Instances]:
+        self.kept += [image.tobytes()[:200].ljust(200) for image in images]
+        return super().label(images)
+
+
+class SlowLabeler(ThresholdLabeler):
+    """Finds nothing, and takes its time for it."""
+
+    def label(self, images: Sequence[Pixels]) -> list[Instances]:
+        time.sleep(0.2 * len(images))
+        return [NO_INSTANCES] * len(images)

@@ -90,9 +90,9 @@ class RunConfig:
 
     address: of Ray; null starts a local one. workers: null is one a GPU, or one on a cluster without any.
     gpus_per_worker, cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers
-    set a shard aside. accept_changes: go on with a run whose manifest says another config or labeler. only: take just
-    the shards that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its
-    labeler.
+    set a shard aside. storage_patience_s: how long storage may not answer, and nothing be committed, before the run
+    stops. accept_changes: go on with a run whose manifest says another config or labeler. only: take just the shards
+    that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its labeler.
     """
 
     __pydantic_config__ = STRICT
@@ -102,6 +102,7 @@ class RunConfig:
     cpus_per_worker: Annotated[Finite, Field(gt=0)] | None = None
     max_attempts: Positive = 3
     shard_timeout_s: Positive = 3600
+    storage_patience_s: Positive = 300
     accept_changes: bool = False
     only: Literal["quarantined"] | None = None
     prefetch_bytes: Positive = 512_000_000
