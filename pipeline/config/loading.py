@@ -9,10 +9,12 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
+from urllib.parse import parse_qsl
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +24,7 @@ from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.label import LabelConfig
 from pipeline.config.train import TrainConfig
 from pipeline.errors import UserError
+from pipeline.store.uris import redact
 
 #: What PyYAML raises for a text that it cannot read, or a value such as the date 2001-99-99.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -45,6 +48,10 @@ _ACCEPTED = {
 }
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring = 2, 80
+#: A URL with a password (or, for http, any user: tokens are given so), even one with a slash in it; a port is none.
+_PASSWORD = re.compile(r"://[^\s/@\[\]]*:(?!\d*(?:[/?#,\s]|$))|https?://[^\s/@]*@", re.IGNORECASE)
+#: In a URL's query, the names of what gives access: X-Amz-Signature, sig, AWSAccessKeyId, access_token and the like.
+_SIGNATURE = re.compile(r"sig|token|key|secret|pass|pwd|cred|auth|jwt|policy|session", re.IGNORECASE)
 
 
 Config = TypeVar("Config", LabelConfig, TrainConfig, EvaluateConfig)
@@ -53,26 +60,33 @@ Config = TypeVar("Config", LabelConfig, TrainConfig, EvaluateConfig)
 def load(kind: type[Config], path: str, settings: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` settings in order, and check everything.
 
+    A config is written into manifests, logs and reports, and so holds no secrets: see `_secret`.
+
     Raises:
-        UserError: an unreadable file, an unknown key, a wrong type or value; the sentence names the file and the key.
+        UserError: an unreadable file, an unknown key, a wrong type or value, a secret; the sentence names the file and
+            the key.
     """
+    shown = redact(path)
     try:
         raw = yaml.safe_load(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such config file") from error
+        raise UserError(f"{shown}: no such config file") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{shown}: cannot be read ({error.strerror})") from error
     except _NO_YAML as error:
-        raise UserError(f"{path} is no valid YAML: {_reason(error)}") from error
+        raise UserError(f"{shown} is no valid YAML: {_reason(error)}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no mapping of keys; see configs/ for examples")
+        raise UserError(f"{shown} holds no mapping of keys; see configs/ for examples")
     for setting in settings:
         _apply(raw, setting)
+    for key, text in _texts(raw):
+        if secret := _secret(text):
+            raise UserError(f"{'--set' if _is_set(key, settings) else shown}: {key} holds {secret}")
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         key, sentence = _fault(kind, error)
-        raise UserError(f"{'--set' if _is_set(key, settings) else path}: {sentence}") from None
+        raise UserError(f"{'--set' if _is_set(key, settings) else shown}: {sentence}") from None
 
 
 def fingerprint(value: object) -> str:
@@ -84,11 +98,11 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     """Put `a.b=value`, the value as YAML, into a nested mapping."""
     key, sign, text = setting.partition("=")
     if not sign or not all(key.split(".")):
-        raise UserError(f"--set {setting}: write it as key=value, for example --set run.workers=2")
+        raise UserError(f"--set {redact(setting)}: write it as key=value, for example --set run.workers=2")
     try:
         value = yaml.safe_load(text)
     except _NO_YAML as error:
-        raise UserError(f"--set {setting}: the value is no valid YAML: {_reason(error)}") from error
+        raise UserError(f"--set {redact(setting)}: the value is no valid YAML: {_reason(error)}") from error
     *parents, last = key.split(".")
     node = raw
     for name in parents:
@@ -96,9 +110,45 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict):
-            raise UserError(f"--set {setting}: {name} is a value, not a group of keys")
+            raise UserError(f"--set {redact(setting)}: {name} is a value, not a group of keys")
         node = child
     node[last] = value
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of a nested config, each with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _texts(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from _texts(below, f"{key}[{number}]")
+
+
+def _secret(text: str) -> str | None:
+    """What gives access in a text of a config, and where it belongs; None where there is nothing of the kind.
+
+    >>> _secret("s3://bucket/a.tar"), _secret("http://host:9000/a@b.tar?download=true")
+    (None, None)
+    >>> _secret("https://host/a.tar?sig=abc")  # doctest: +ELLIPSIS
+    'a signed URL (sig), which would stand in manifests and logs; give the storage itself, ...'
+    """
+    where = "which would stand in manifests and logs;"
+    if _PASSWORD.search(text):
+        return (
+            f"a password, {where} set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the storage reads, in "
+            "the environment of all nodes, and give the password of an http server in ~/.netrc"
+        )
+    query = text.partition("?")[2] if "://" in text else ""
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if _SIGNATURE.search(name):
+            return (
+                f"a signed URL ({name}), {where} give the storage itself, such as s3://bucket/key, with credentials in "
+                "the environment, or put the URLs of the images into a column of a Parquet file"
+            )
+    return None
 
 
 def _is_set(key: str, settings: Sequence[str]) -> bool:
@@ -162,7 +212,7 @@ def _shown(value: object) -> str:
     """A value about as YAML has it, cut where it is long."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return _BRIEF.repr(value) if isinstance(value, str | list | dict) else str(value)
+    return redact(_BRIEF.repr(value)) if isinstance(value, str | list | dict) else str(value)
 
 
 def _keys(kind: type[Any], prefix: str = "") -> list[str]:
