@@ -68,7 +68,7 @@ def load(kind: type[Config], path: str, settings: Sequence[str] = ()) -> Config:
     """
     shown = redact(path)
     try:
-        raw = yaml.safe_load(Path(path).read_bytes())
+        raw = _parsed(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{shown}: no such config file") from error
     except OSError as error:
@@ -94,13 +94,40 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what has no place in a config: aliases, of which few lines unfold to gigabytes, and keys that repeat."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} comes twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: bytes | str) -> Any:
+    """The value that a YAML text stands for."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _apply(raw: dict[str, Any], setting: str) -> None:
     """Put `a.b=value`, the value as YAML, into a nested mapping."""
     key, sign, text = setting.partition("=")
     if not sign or not all(key.split(".")):
         raise UserError(f"--set {redact(setting)}: write it as key=value, for example --set run.workers=2")
     try:
-        value = yaml.safe_load(text)
+        value = _parsed(text)
     except _NO_YAML as error:
         raise UserError(f"--set {redact(setting)}: the value is no valid YAML: {_reason(error)}") from error
     *parents, last = key.split(".")

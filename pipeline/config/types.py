@@ -18,8 +18,8 @@ def _part_or_whole(number: float) -> float:
     return number
 
 
-Positive: TypeAlias = Annotated[int, Field(gt=0)]
-Natural: TypeAlias = Annotated[int, Field(ge=0)]
+Positive: TypeAlias = Annotated[int, Field(gt=0, lt=1 << 53)]
+Natural: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 53)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Text: TypeAlias = Annotated[str, Field(min_length=1)]

@@ -37,7 +37,9 @@ KEYS = {
     "labeler.precision=fp8": "labeler.precision is 'fp8'; it must be 'fp32', 'bf16' or 'fp16'",
     "labeler.score_threshold=2": "labeler.score_threshold is 2; it must be 1.0 or less",
     "labeler.batch_size=2.5": "labeler.batch_size is 2.5; it must be a whole number",
-    "limits=3": "limits is 3; it must be a group of keys (max_image_bytes, max_image_pixels)",
+    "limits=3": "limits is 3; it must be a group of keys (max_image_bytes, max_image_pixels, isolate_decoding)",
+    "run.only=pending": "run.only is 'pending'; it must be 'quarantined'",
+    f"run.shard_timeout_s={10**30}": f"run.shard_timeout_s is {10**30}; it must be less than {1 << 53}",
 }
 
 
@@ -83,6 +85,15 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     ),
     "no output": (b"input: {uri: x}", "{path}: output is missing"),
     "no uri": (b"input: {}\noutput: {uri: x}", "{path}: input.uri is missing"),
+    "laughs": (
+        b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+        "{path} is no valid YAML: aliases (*name) are not accepted, in line 2",
+    ),
+    "a circle": (b"run: &r {address: *r}", "{path} is no valid YAML: aliases (*name) are not accepted, in line 1"),
+    "a key twice": (
+        b"input: {uri: x}\noutput: {uri: y}\ninput: {uri: z}",
+        "{path} is no valid YAML: the key input comes twice, in line 3",
+    ),
     "an empty group": (
         b"input: {uri: x}\noutput:\n",
         "{path}: output is null; it must be a group of keys (uri, formats)",

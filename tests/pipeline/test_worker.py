@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import tarfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from pipeline import founding, ledger, runs
 from pipeline.config import InputConfig, LabelConfig, LabelerConfig, LimitsConfig, OutputConfig
 from pipeline.errors import RunError, ShardError
 from pipeline.plan import plan
-from pipeline.records import Commit, ImageLabels
+from pipeline.records import Commit, ImageLabels, Instances, Pixels
 from pipeline.store import Store
 from pipeline.worker import Run, label_shard
 from tests.fakes import ThresholdLabeler, draw, write_tar
@@ -152,10 +154,20 @@ def test_a_run_from_and_to_object_storage_has_the_rows_of_a_local_one(s3_uri: st
     assert sorted(rows(f"{s3_uri}/run2")) == ["0.png", "1.png"]
 
 
+class RacingLabeler(ThresholdLabeler):
+    """Has another worker label and commit the same shard first, whenever it is asked for labels."""
+
+    race: Callable[[], Commit]
+    first: Commit | None = None
+
+    def label(self, images: Sequence[Pixels]) -> list[Instances]:
+        self.first = self.first or self.race()
+        return super().label(images)
+
+
 def test_the_second_of_two_commits_yields_and_removes_its_files(tmp_path: Path) -> None:
     """Two drivers, or a worker thought dead, must not leave a shard with two sets of rows."""
     write_tar(tmp_path / "in.tar", {f"{i}.png": draw(i) for i in range(5)})
-    (first,) = label(tmp_path / "in.tar", tmp_path / "run")
     config = LabelConfig(
         input=InputConfig(uri=str(tmp_path / "in.tar")),
         output=OutputConfig(uri=str(tmp_path / "run")),
@@ -164,10 +176,24 @@ def test_the_second_of_two_commits_yields_and_removes_its_files(tmp_path: Path) 
     store = Store()
     (planned,) = plan([str(tmp_path / "in.tar")], format="tar", images_per_shard=1, store=store)
     run = Run(id="x", uri=str(tmp_path / "run"), config=config)
-    labeler = ThresholdLabeler(config.labeler, store)
-    assert label_shard(planned.shard, run=run, store=store, labeler=labeler) == first
+    winner, loser = ThresholdLabeler(config.labeler, store), RacingLabeler(config.labeler, store)
+    loser.race = partial(label_shard, planned.shard, run=run, store=store, labeler=winner)
+    standing = label_shard(planned.shard, run=run, store=store, labeler=loser)
+    assert standing == loser.first
     files = {f"{path.parent.name}/{path.name}" for path in (tmp_path / "run").glob("*/*.*") if path.is_file()}
-    assert files == {output.path for output in first.outputs.values()}
+    assert files == {output.path for output in standing.outputs.values()}
+
+
+def test_a_shard_that_is_committed_is_not_labelled_again(tmp_path: Path) -> None:
+    """Two drivers on one output would pay twice for each shard, and label both times the same."""
+    write_tar(tmp_path / "in.tar", {f"{i}.png": draw(i) for i in range(5)})
+    (first,) = label(tmp_path / "in.tar", tmp_path / "run")
+    (tmp_path / "in.tar").unlink()
+    manifest = ledger.read_manifest(Store(), str(tmp_path / "run"))
+    config = LabelConfig(input=InputConfig(uri="in"), output=OutputConfig(uri=str(tmp_path / "run")))
+    run = Run(id="x", uri=str(tmp_path / "run"), config=config)
+    labeler = ForgetfulLabeler(config.labeler, Store())
+    assert label_shard(manifest.shards[0], run=run, store=Store(), labeler=labeler) == first
 
 
 def test_a_shard_that_is_cut_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -177,7 +203,7 @@ def test_a_shard_that_is_cut_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "in.tar").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(ShardError, match=r"in\.tar"):
         label(tmp_path / "in.tar", tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json", "shards"]
     assert tarfile.is_tarfile(tmp_path / "in.tar")  # it looks like one at its start
 
 
