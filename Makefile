@@ -14,11 +14,11 @@ SEAWEEDFS := $(VENV)/.seaweedfs
 AUDIT := build/audit
 
 # What tests start must neither fight over the cores nor write an access token into the user's home.
-unit slow test-s3 bench-paste train-deaths: export OMP_NUM_THREADS = 1
+unit slow test-s3 bench-paste train-deaths memory: export OMP_NUM_THREADS = 1
 unit slow test-s3 train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos audit format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-ledger memory audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -61,8 +61,18 @@ bench-paste: $(INSTALLED)  ## time paste_rle against detectron2 with pycocotools
 train-deaths: $(INSTALLED)  ## train on two workers through Ray jobs, kill a worker, the driver, a node; compare
 	$(BIN)/python -m tests.jobs.train_deaths build/train-deaths
 
-chaos: $(INSTALLED)  ## kill drivers, workers, nodes and the S3 server in N=20 rounds of labeling; SEED=7 draws the same again
+chaos: $(SEAWEEDFS)  ## kill drivers, workers, nodes and the S3 server in N=20 rounds of labeling; SEED=7 draws the same again
 	$(BIN)/python -m tests.chaos --rounds $(N) $(if $(SEED),--seed $(SEED)) --real
+
+fuzz: $(INSTALLED)  ## label 10,000 spoilt images and 1,000 spoilt containers, and count what became of them
+	$(BIN)/python -m tests.fuzz.images --count 10000 --seed 7
+	$(BIN)/python -m tests.fuzz.containers --count 1000 --seed 7
+
+bench-ledger: $(INSTALLED)  ## seconds and memory of the ledger of a run of a million shards; needs 10 GB of disk
+	$(BIN)/python -m tests.pipeline.bench_ledger --shards 1000000
+
+memory: $(INSTALLED)  ## draw a worker's memory over 10,000 images, many of 12 megapixels with 300 masks; fails where it grows
+	$(BIN)/python -m tests.memory.curve --out build/memory
 
 audit: $(AUDIT)/.installed  ## look the locked packages up among known vulnerabilities; needs the network
 	$(AUDIT)/bin/python .ci/audit.py requirements*.lock

@@ -14,12 +14,15 @@ class Folding:
     """Copies commits into folds in a thread, whenever that pays. A context manager, whose end does not wait for one.
 
     Nobody needs them: what is not folded is read commit by commit. So nothing is folded at the end, when GPUs may wait.
+
+    Attributes:
+        last: the fold that was begun last.
     """
 
     def __init__(self, store: Store, run_uri: str) -> None:
         self._store, self._run_uri = store, run_uri
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="folding")
-        self._future: Future[int] | None = None
+        self.last: Future[int] | None = None
         self._folded, self._over = 0, False
 
     def __enter__(self) -> Self:
@@ -31,10 +34,9 @@ class Folding:
 
     def consider(self, manifest: Manifest, done: int) -> None:
         """Begin a fold, if it pays now that so many shards of the run are done, and if none is under way."""
-        if self._future is not None and not self._future.done():
+        if self.last is not None and not self.last.done():
             return
         if ledger.worth_folding(done - self._folded, done):
             self._folded = done
-            self._future = self._executor.submit(
-                ledger.fold, self._store, self._run_uri, manifest, stopped=lambda: self._over
-            )
+            fold, stopped = ledger.fold, lambda: self._over
+            self.last = self._executor.submit(fold, self._store, self._run_uri, manifest, threads=4, stopped=stopped)

@@ -17,8 +17,8 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
-_USER = re.compile(  # a password may hold a "/"; what looks like a port is none
-    r"(?<=://)[^\s/@:\[\]]*:(?!\d{1,5}(?:[/?#,;\s'\")]|$))[^\s@]*@|(?<=http://)[^/\s@]*@|(?<=https://)[^/\s@]*@",
+_USER = re.compile(  # a password may hold a "/" or a "@"; what looks like a port is none
+    r"(?<=://)[^\s/@:\[\]]*:(?!\d{1,5}(?:[/?#,;\s'\")]|$))(?:[^/\s]*|[^\s@]*)@|(?<=http://)[^/\s@]*@|(?<=https://)[^/\s@]*@",
     re.IGNORECASE,
 )
 _NAMED = re.compile(
@@ -155,7 +155,7 @@ def name(uri: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A text without the user names, passwords and signed queries of its URLs, and without what is named a key or token.
+    """A text without the user names, passwords and signed queries of its URLs, and without keys and tokens by name.
 
     >>> redact("https://me:secret@host/a.tar?X-Amz-Signature=123 did not answer")
     'https://***@host/a.tar?*** did not answer'

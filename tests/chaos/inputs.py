@@ -46,7 +46,7 @@ class Drawn:
 
 
 def light(
-    folder: Path, *, seed: int, tars: int = 36, parquets: int = 8, listings: int = 8, per_shard: int = 14
+    folder: Path, *, seed: int, tars: int = 48, parquets: int = 8, listings: int = 8, per_shard: int = 14
 ) -> Drawn:
     """Small images for the threshold labeler, one in nine of them bad."""
     rng = random.Random(seed)

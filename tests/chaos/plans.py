@@ -14,8 +14,8 @@ Kind: TypeAlias = Literal["worker", "upload", "driver", "raylet", "node", "drain
 #: to all of it. cut: its cable is pulled, and plugged in again later. stall: its raylet stands still, so that the
 #: cluster gives up a node whose worker goes on.
 MEAN_S: Mapping[Kind, float] = {
-    **{"worker": 1.5, "upload": 10.0, "driver": 15.0, "raylet": 25.0, "node": 60.0, "drain": 60.0, "cut": 45.0},
-    **{"stall": 60.0, "store": 12.0},
+    **{"worker": 2.0, "upload": 8.0, "driver": 7.0, "raylet": 15.0, "node": 30.0, "drain": 30.0, "cut": 20.0},
+    **{"stall": 30.0, "store": 10.0},
 }
 #: How long the store stays away, a cable unplugged, a raylet still.
 LASTS_S: Mapping[Kind, tuple[float, float]] = {"store": (0.0, 12.0), "cut": (3.0, 25.0), "stall": (3.0, 25.0)}

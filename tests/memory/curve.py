@@ -93,7 +93,7 @@ def place(s3: bool) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """What became of a run: the start, the shards, the times at their ends, the resident size, (s, bytes), in between."""
+    """What became of a run: the start, the shards, the times at their ends; resident sizes, (s, bytes), in between."""
 
     start: Reading
     done: list[Done]

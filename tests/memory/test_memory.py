@@ -15,9 +15,9 @@ from tests.fakes import draw
 from tests.memory.inputs import FORMATS, Inputs, large_pictures
 from tests.memory.shift import Done, Shift
 
-IMAGES, WARM_UP, ROUNDS = 22, 3, 6
-#: Bytes that a worker may keep of an image. What is measured moves by some 5, whatever the machine is busy with.
-LEAST = 50
+IMAGES, WARM_UP, ROUNDS = 22, 3, 7
+#: Bytes that a worker may keep of an image. What is measured moves by less than one, whatever the machine is busy with.
+LEAST = 10
 
 
 def write_config(folder: Path, labeler: Mapping[str, object], **sections: Mapping[str, object]) -> Path:
@@ -36,7 +36,7 @@ def cut(shard: Shard) -> Shard:
 
 
 def kept_per_image(folder: Path, labeler: str, *, isolate: bool = False) -> float:
-    """Bytes that a worker keeps of an image, over rounds of a shard of each kind and one that cannot be read."""
+    """Bytes that a worker keeps of an image, by the median of rounds: a shard of each kind, one that cannot be read."""
     pictures = {f"{i}.png": draw(i) for i in range(10)} | {"text.jpg": b"this is no image"}
     names = [list(pictures)[i % len(pictures)] for i in range(IMAGES)]
     inputs = Inputs(str(folder), Store(), pictures)
@@ -52,8 +52,8 @@ def kept_per_image(folder: Path, labeler: str, *, isolate: bool = False) -> floa
     before, after = rounds[WARM_UP - 1].reading, rounds[-1].reading
     assert after.files < before.files + ROUNDS
     assert after.threads < before.threads + ROUNDS
-    print((after.allocated - before.allocated) / (ROUNDS * (len(FORMATS) + 1) * IMAGES))
-    return (after.allocated - before.allocated) / (ROUNDS * (len(FORMATS) + 1) * IMAGES)
+    held = [one.reading.allocated for one in rounds[WARM_UP - 1 :]]
+    return float(np.median(np.diff(held))) / ((len(FORMATS) + 1) * IMAGES)  # whatever comes once is no leak
 
 
 @pytest.mark.parametrize("isolate", [False, True])
@@ -84,5 +84,4 @@ def test_prefetch_is_bounded_in_bytes(format: str, tmp_path: Path) -> None:
             done = shift.label(shard)
         assert (done.images, done.quarantined) == (32, 0)
         peaks.append(done.reading.peak - before)
-    print(format, *(round(peak / 1e6) for peak in peaks), "MB")
-    assert peaks[0] < peaks[1] - 8 * decoded  # of 16 images ahead, 2 may be held
+    assert peaks[0] < peaks[1] - 4 * decoded  # some 2 of the 16 images ahead are held

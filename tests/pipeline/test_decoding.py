@@ -48,10 +48,6 @@ def number(pixels: Pixels | str) -> int:
     return int(pixels[0, 0, 0])
 
 
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def all_children() -> set[int]:
     """Of all threads of this process."""
     return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split() if pid}
@@ -298,29 +294,27 @@ def test_a_process_killed_at_rest_costs_nothing() -> None:
             os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
 
 
-def test_a_process_does_not_outlive_its_parent() -> None:
+def test_a_process_does_not_outlive_its_parent(tmp_path: Path) -> None:
     """Decoders of dead workers that fill a node: those that wait, and those that hang."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     program = """
-import os, sys
+import sys
 from pipeline.config.label import LimitsConfig
 from pipeline.decoding import Decoding
-from tests.decoders import Pixels
 from tests.pipeline.test_decoding import png, record
-decoding = Decoding(LimitsConfig(isolate_decoding=True), target="tests.decoders:decode", time_limit_s=1)
-decoding.one(record(png(1)))
-stream = decoding.stream([record(png(1)), record(b"linger")], ahead=2, ahead_bytes=9)
+decoding = Decoding(LimitsConfig(isolate_decoding=True), target="tests.decoders:decode", time_limit_s=1, threads=1)
+other = Decoding(LimitsConfig(isolate_decoding=True))
+other.one(record(png(1)))
+stream = decoding.stream([record(png(1)), record(b"linger " + sys.argv[1].encode())], ahead=2, ahead_bytes=10**9)
 next(stream)
-print(os.getpid(), flush=True)
 sys.stdin.read()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdout is not None
-        parent.stdout.readline()
+    with subprocess.Popen([sys.executable, "-c", program, str(pipe)], cwd=REPOSITORY, stdin=subprocess.PIPE) as parent:
+        assert pipe.read_bytes() == b"here"
         tasks = Path(f"/proc/{parent.pid}/task").glob("*/children")
         left = [os.pidfd_open(int(pid)) for path in tasks for pid in path.read_text().split()]
-        assert left
+        assert len(left) == 2
         parent.kill()
     for process in left:  # readable once it has ended
         poll = select.poll()
