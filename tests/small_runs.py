@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pipeline import ledger, runs, sinks
+from pipeline import __version__, ledger, runs, sinks
 from pipeline.config import InputConfig, LabelConfig, LabelerConfig, OutputConfig
 from pipeline.founding import located
 from pipeline.labelers import Labeler, build
@@ -46,7 +46,7 @@ def found_run(store: Store, config: LabelConfig) -> tuple[Manifest, Labeler]:
     manifest = Manifest(
         run_id="0123456789ab",
         schema_version=SCHEMA_VERSION,
-        version="0.0.0",
+        version=__version__,
         created="2026-01-01T00:00:00+00:00",
         config=config.labels_depend_on(),
         fingerprint=labeler.fingerprint,
@@ -112,7 +112,7 @@ def rewrite(
         run_id=manifest.run_id,
         shard_id=commit.shard_id,
         fingerprint=commit.fingerprint,
-        version="0.0.0",
+        version=__version__,
         categories=manifest.categories,
         quality=("contrast",),
     )

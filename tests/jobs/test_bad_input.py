@@ -239,12 +239,13 @@ def test_a_corrupt_shard_leaves_nothing(tmp_path: Path, case: str) -> None:
     (tmp_path / "in" / name).write_bytes(damage(good))
     store, config = Store(), config_of(tmp_path / "in", str(tmp_path / "out"))
     manifest, labeler = found_run(store, config)
+    before = tree(tmp_path / "out")
     run = Run(id=manifest.run_id, uri=config.output.uri, config=config)
     with pytest.raises(ShardError) as caught:
         label_shard(manifest.shards[0], run=run, store=store, labeler=labeler)
     assert str(caught.value).startswith(f"{tmp_path}/in/{name} ")
     assert sentence in str(caught.value)
-    assert tree(tmp_path / "out") == {"manifest.json"}
+    assert tree(tmp_path / "out") == before
 
 
 def test_an_output_of_another_labeler(config: Path, tmp_path: Path) -> None:
@@ -288,6 +289,7 @@ def test_a_run_with_corrupt_shards_goes_on_and_exits_with_1(config: Path, tmp_pa
     failures = ledger.failures(store, str(tmp_path / "out"))
     assert tree(tmp_path / "out") == {
         "manifest.json",
+        *(f"shards/{path.name}" for path in (tmp_path / "out/shards").iterdir()),
         f"commits/{commit.shard_id[:2]}/{commit.shard_id}.json",
         *(output.path for output in commit.outputs.values()),
         *(f"failures/{failure.shard_id}.json" for failure in failures),

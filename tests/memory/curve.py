@@ -62,7 +62,7 @@ class Scenario:
 
 
 def scenario(name: str, seed: int, max_instances: int = 300) -> Scenario:
-    """One of LABELERS, with its images."""
+    """The labeler of this name, with its images."""
     if name == "patchdct":
         weights = str(REPOSITORY / "configs/model/patchdct_demo.pth")
         labeler: Labeling = {"weights": weights, "max_instances": max_instances, "score_threshold": 0.0}

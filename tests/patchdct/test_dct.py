@@ -99,7 +99,7 @@ def test_same_as_scipy(data):
     """An error in the transform at any size and number of coefficients, even if it is its own inverse."""
     n = data.draw(st.integers(1, 12))
     dim = data.draw(st.integers(1, n * n))
-    mask = data.draw(arrays.arrays(np.float64, (n, n), elements=st.floats(-2, 2, width=32)))
+    mask = data.draw(arrays.arrays(np.float64, (n, n), elements=st.floats(-2, 2, width=32, allow_subnormal=False)))
     expected = dctn(mask, norm="ortho")
     vector = dct.encode(torch.from_numpy(mask)[None], dim)
     np.testing.assert_allclose(vector[0], [expected[place] for place in dct.zigzag(n, dim)], atol=1e-12)

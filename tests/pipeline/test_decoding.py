@@ -258,9 +258,10 @@ class _Killer:
             for pid in all_children() - seen:
                 try:
                     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+                    begun = b"decoding_child" in Path(f"/proc/{pid}/cmdline").read_bytes()  # a copy of this one before
                 except (OSError, IndexError):
                     continue
-                if resident > 100 << 20:  # it holds part of the large image, so it is at it
+                if begun and resident > 100 << 20:  # it holds part of the large image, so it is at it
                     seen.add(pid)
                     os.kill(pid, self.signals.pop(0))
                     break
