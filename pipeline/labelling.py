@@ -36,6 +36,7 @@ def label_records(
     decoded = ((row, record, pixels) for row, (record, pixels) in enumerate(images))
     while batch := list(islice(decoded, size)):
         yield _label(shard, batch, labeler)
+        del batch  # or two of them are in memory while the next one is gathered
 
 
 def label_carefully(

@@ -141,6 +141,7 @@ class Proxy:
         self.requests: list[str] = []
         self.counts: Counter[str] = Counter()
         self._ready = threading.Event()
+        self._connections: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="faults", daemon=True)
 
     def start(self) -> Proxy:
@@ -165,14 +166,23 @@ class Proxy:
         server = await asyncio.start_server(self._serve, sock=self._listener, limit=1 << 20)
         self._ready.set()
         await self._over.wait()
-        server.close()  # and asyncio.run cancels the connections that are still open
+        server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        for _ in range(3):  # what is closed is so in the next rounds of the loop
+            await asyncio.sleep(0)
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         """One connection: the requests one way, the answers the other, until one of the two is over."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         try:
             server, to_server = await asyncio.open_connection(*self._target)
-        except OSError:
-            to_client.close()
+        except (OSError, asyncio.CancelledError):
+            to_client.transport.abort()
             return
         now = _Exchange()
         ways = [

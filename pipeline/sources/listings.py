@@ -14,7 +14,7 @@ from pipeline.records import ImageRecord, Shard
 from pipeline.sources.common import ReadOptions, accounted, image_record
 from pipeline.store import Store, join, redact
 
-_THREADS, _AHEAD = 8, 16
+_THREADS, _AHEAD, _AHEAD_BYTES = 8, 16, 64 << 20
 
 
 class Listed(NamedTuple):
@@ -58,12 +58,17 @@ def fetched(images: Iterable[Listed | ImageRecord], *, store: Store, options: Re
                 while waiting:
                     yield waiting.popleft().result()
                 yield image
-            if len(waiting) >= _AHEAD:
+            while waiting and (len(waiting) >= _AHEAD or _held(waiting) > _AHEAD_BYTES):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _held(waiting: Iterable[Future[ImageRecord]]) -> int:
+    """The bytes of the images that have arrived."""
+    return sum(len(one.result().data) for one in waiting if one.done() and one.exception() is None)
 
 
 def _fetch(image: Listed, store: Store, options: ReadOptions) -> ImageRecord:
