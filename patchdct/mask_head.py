@@ -165,9 +165,12 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         if self.eval_gt:
             masks = [self._upper_bound(i) for i in instances]
         else:
+            count, classes = len(x), cat([i.pred_classes for i in instances])
+            if x.device.type == "cpu":  # whose kernels keep memory for each new number of masks, for good
+                x, classes, fine = _filled_up(x), _filled_up(classes), None if fine is None else _filled_up(fine)
             vectors = self.whole_mask(x)
-            blocks = self.refine(vectors, fine, cat([i.pred_classes for i in instances]))
-            masks = self._last_masks(vectors, blocks).split([len(i) for i in instances])
+            blocks = self.refine(vectors, fine, classes)
+            masks = self._last_masks(vectors, blocks)[:count].split([len(i) for i in instances])
         for per_image, mask in zip(instances, masks, strict=True):
             per_image.pred_masks = mask[:, None]
         return instances
@@ -241,3 +244,8 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNPatchDCTHead_NSTAGE(MaskRCNNPatchDCTHead):  # noqa: N801 - as the authors wrote it
     """The head under the name that configs from before February 2023 give it."""
+
+
+def _filled_up(part: Tensor) -> Tensor:
+    """A tensor [N, ...] with zeros behind it, so that N is a multiple of 32."""
+    return torch.cat([part, part.new_zeros(-len(part) % 32, *part.shape[1:])])

@@ -13,6 +13,7 @@ from torch import Tensor
 from patchdct import dct, losses, patches, targets
 from patchdct.mask_head import MaskRCNNPatchDCTHead
 from patchdct.patches import BACKGROUND, FOREGROUND
+from tests.memory import gauge
 from tests.patchdct import plain_form, small
 
 
@@ -352,3 +353,18 @@ def test_blocks_without_fine_features():
     """ROI heads that pool none for a head with blocks must not be answered with the masks of its first stage."""
     with pytest.raises(AssertionError, match="fine features"):
         inference(small.head(), small.pooled(1)[0], None, small.detections([1]))
+
+
+def test_a_new_number_of_masks_costs_no_memory_for_good():
+    """The kernels of a CPU are compiled for each shape and kept: a worker would grow over weeks until it is killed."""
+    head = small.head(blocks=1)
+
+    def label(count: int) -> None:
+        inference(head, *small.pooled(count), small.detections([count]))
+
+    for count in range(1, 97, 4):  # each number that masks are filled up to
+        label(count)
+    before = gauge.read().allocated
+    for count in range(2, 97, 4):
+        label(count)
+    assert (gauge.read().allocated - before) / 24 < 10_000  # bytes a call; without filling up it is 268,000
