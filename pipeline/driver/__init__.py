@@ -1,7 +1,7 @@
 """The run: opened, spread over a pool of Ray actors, and brought to its end.
 
-`verdicts` judges what dies, `pool` leases shards to actors, `folding` keeps reading quick, `clusters` speaks with Ray
-about places.
+`verdicts` judges what dies, `pool` leases shards to actors, `outages` says how long storage has been away,
+`folding` keeps reading quick, `clusters` speaks with Ray about places.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pipeline import founding, ledger, trails
 from pipeline.config import LabelConfig
 from pipeline.driver.clusters import cluster_resources, pool_size
 from pipeline.driver.folding import Folding
+from pipeline.driver.outages import Outage
 from pipeline.driver.verdicts import Verdict, verdict
 from pipeline.errors import RunError, StoreError, UserError
 from pipeline.leases import Lease, Leases
@@ -133,7 +134,7 @@ class Pool:
         self._counts: Counter[str] = Counter()
         self._start = self._notice = time.monotonic()
         self._hires_from = 0.0
-        self._trouble_since: float | None = None
+        self._outage = Outage()
         self._least, self._limit, self._resources = pool_size(config)
 
     def work(self, report: Callable[[Snapshot], None], signals: list[str]) -> None:
@@ -245,7 +246,7 @@ class Pool:
         self._leases.done(worker)
         self._done += 1
         self._in_a_row.clear()
-        self._trouble_since = None
+        self._outage.over()
         for name in ("images", "labelled", "empty", "quarantined", "instances"):
             self._counts[name] += getattr(commit, name)
 
@@ -318,8 +319,7 @@ class Pool:
         """Start no worker for a while, and stop the run where nothing was committed for too long."""
         now, patience = time.monotonic(), self._config.run.storage_patience_s
         self._hires_from = now + REST_S
-        self._trouble_since = self._trouble_since or now
-        if now - self._trouble_since > patience:
+        if self._outage.reported(now) > patience:
             raise RunError(f"storage has not answered for run.storage_patience_s = {patience}: {reason}")
 
     def _stop_if_it_recurs(self, what: str, reason: str) -> None:
