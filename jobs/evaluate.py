@@ -21,11 +21,12 @@ from jobs.predictions import Predictions
 from patchdct import evaluate, upper_bound
 from patchdct.errors import DataError
 from patchdct.evaluate import cityscapes, lvis
-from pipeline import __version__, datasets, reports, runs
+from pipeline import __version__, datasets, reports
 from pipeline.config import EvaluateConfig, TruthConfig, load
 from pipeline.datasets import Dataset
 from pipeline.errors import UserError
 from pipeline.founding import check_writable
+from pipeline.parallel import ahead
 from pipeline.store import Store, join, redact
 
 log = logging.getLogger("jobs.evaluate")
@@ -166,7 +167,7 @@ def _label_maps(
     chosen = {row["id"] for row in coco["images"]} if image_ids is None else set(image_ids)
     names = {row["id"]: str(row["file_name"]).removesuffix(_CITY_IMAGE) + _CITY_MAP for row in coco["images"]}
     uris = [join(annotations, names[image_id]) for image_id in sorted(chosen)]
-    return dict(zip(sorted(chosen), runs.ahead(store.get, uris, threads=8), strict=True))
+    return dict(zip(sorted(chosen), ahead(store.get, uris, threads=8), strict=True))
 
 
 def _missing(config: EvaluateConfig, kind: predictions.Kind | None, truth: Dataset) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from pipeline import ledger, shards
 from pipeline.errors import NotFoundError, StoreError
-from pipeline.parallel import ahead as ahead
 from pipeline.records import Commit, Failure, ImageLabels, Manifest, Output
 from pipeline.store import Store, join, redact
 

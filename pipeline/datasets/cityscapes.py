@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL.PngImagePlugin import PngImageFile
 from pycocotools import mask as mask_api
 
-from pipeline import runs
 from pipeline.datasets.dataset import Dataset, found
 from pipeline.errors import AccessError, NotFoundError, UserError
 from pipeline.images import DAMAGE
+from pipeline.parallel import ahead
 from pipeline.store import Store, absolute, join, redact
 from pipeline.store.uris import local_path
 
@@ -58,9 +58,7 @@ def read(annotations: str, images: str | None, *, store: Store, key: str, strict
         "categories": [{"id": id_, "name": name} for id_, name in CATEGORIES.items()],
     }
     load = partial(_load, store=store, where=where)
-    for image_id, (uri, ids) in enumerate(
-        zip(listed, runs.ahead(load, listed, threads=_THREADS), strict=True), start=1
-    ):
+    for image_id, (uri, ids) in enumerate(zip(listed, ahead(load, listed, threads=_THREADS), strict=True), start=1):
         (height, width), objects = ids
         file_name = uri[len(root) :].removesuffix(_MAP) + _IMAGE
         coco["images"].append({"id": image_id, "file_name": file_name, "height": height, "width": width})

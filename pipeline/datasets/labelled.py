@@ -19,6 +19,7 @@ from pipeline.datasets.checking import check_masks
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.unpacking import default_cache, unpack
 from pipeline.errors import AccessError, ShardError, UserError
+from pipeline.parallel import ahead
 from pipeline.records import Commit, ImageLabels, Manifest, Shard
 from pipeline.sources import ReadOptions
 from pipeline.store import Store, absolute, join, redact
@@ -61,7 +62,7 @@ def read(run: str, score_threshold: float, *, store: Store, key: str, cache: Pat
         log.warning("%s: %d shards are not committed; their images are not used", redact(run), left)
     shards = {shard.id: shard for shard in manifest.shards}
     load = partial(_part, shards=shards, store=store, run_uri=uri, score_threshold=score_threshold)
-    parts = list(runs.ahead(load, commits, threads=_THREADS))
+    parts = list(ahead(load, commits, threads=_THREADS))
     uris = {id_: place for part in parts for id_, place in part.uris.items()}
     _check_there(list(uris.values()), where, store)
     uris |= _unpacked([part for part in parts if part.packed], manifest, uri, where=where, store=store, cache=cache)
@@ -143,7 +144,7 @@ def _unpacked(
         return {id_: str(found[key]) for id_, key in part.packed.items() if key in found}
 
     try:
-        return {id_: path for one in runs.ahead(paths, parts, threads=_UNPACKING_THREADS) for id_, path in one.items()}
+        return {id_: path for one in ahead(paths, parts, threads=_UNPACKING_THREADS) for id_, path in one.items()}
     except ShardError as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline import ledger, runs, shards, sinks
 from pipeline.config import LabelerConfig
 from pipeline.errors import NotFoundError, StoreError, UserError
+from pipeline.parallel import ahead
 from pipeline.records import Failure, ImageLabels
 from pipeline.store import join
 from tests.fakes import ThresholdLabeler, draw
@@ -189,7 +190,7 @@ def test_ahead_keeps_the_order_and_does_not_run_away():
                 taken += 1
             yield number
 
-    results = runs.ahead(lambda number: number * 2, items(), threads=2)
+    results = ahead(lambda number: number * 2, items(), threads=2)
     assert [next(results) for _ in range(3)] == [0, 2, 4]
     assert taken < 100
     assert list(results) == list(range(6, 2000, 2))
