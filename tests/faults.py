@@ -167,9 +167,10 @@ class Proxy:
         self._ready.set()
         await self._over.wait()
         server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        while self._connections:  # one that is being set up right now joins them late
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.wait(self._connections)
         for _ in range(3):  # what is closed is so in the next rounds of the loop
             await asyncio.sleep(0)
 
@@ -179,30 +180,24 @@ class Proxy:
         assert task is not None
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        writers, ways, now = [to_client], [], _Exchange()
         try:
             server, to_server = await asyncio.open_connection(*self._target)
-        except (OSError, asyncio.CancelledError):
-            to_client.transport.abort()
-            return
-        now = _Exchange()
-        ways = [
-            asyncio.create_task(self._requests(now, client, to_client, to_server)),
-            asyncio.create_task(self._answers(now, server, to_client)),
-        ]
-        try:
-            with suppress(asyncio.CancelledError):  # by `close`
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            writers.append(to_server)
+            ways = [
+                asyncio.create_task(self._requests(now, client, to_client, to_server)),
+                asyncio.create_task(self._answers(now, server, to_client)),
+            ]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except (OSError, asyncio.CancelledError):  # the server is away, or `close` was called
+            pass
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            for writer in (to_client, to_server):
-                if now.reset:
-                    with suppress(OSError):
-                        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                    writer.transport.abort()
-                else:
-                    writer.close()
+            for writer in writers:
+                _end(writer, reset=now.reset or len(writers) == 1)
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*ways, return_exceptions=True)
 
     async def _requests(
         self,
@@ -300,6 +295,16 @@ async def _head(stream: asyncio.StreamReader) -> bytes:
         return await stream.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
         return b""
+
+
+def _end(writer: asyncio.StreamWriter, *, reset: bool) -> None:
+    """Hang up: with what was written, or at once, so that the other side sees a reset."""
+    if not reset:
+        writer.close()
+        return
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    writer.transport.abort()
 
 
 async def _copy(stream: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int) -> None:

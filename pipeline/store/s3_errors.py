@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+import urllib3.exceptions
 from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
@@ -27,8 +28,17 @@ class CutShort(Exception):  # noqa: N818 it never leaves this package
 
 
 #: What boto3 raises; its parsers, a ValueError where a number in the head of an answer was cut off; its search for the
-#: region of a bucket, a RecursionError where the endpoint redirects whatever it is asked.
-FAILURES = (boto.ClientError, boto.BotoCoreError, Boto3Error, CutShort, ValueError, RecursionError)
+#: region of a bucket, a RecursionError where the endpoint redirects whatever it is asked; and what urllib3 says of a
+#: refusal that breaks off in the middle of its body, which boto3 hands on as it is.
+FAILURES = (
+    boto.ClientError,
+    boto.BotoCoreError,
+    Boto3Error,
+    CutShort,
+    ValueError,
+    RecursionError,
+    urllib3.exceptions.HTTPError,
+)
 
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -48,6 +58,7 @@ _LOST = (
     ResponseParserError,
     CutShort,
     ValueError,
+    urllib3.exceptions.HTTPError,
 )
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
 _BUSY = ("InternalError", "RequestTimeout", "SlowDown", "OperationAborted", "ConditionalRequestConflict")

@@ -10,12 +10,14 @@ import yaml
 
 from jobs import label
 from pipeline import runs
-from pipeline.errors import AccessError, UnreachableError, UserError
+from pipeline.errors import AccessError, LabelingError, NotFoundError, UnreachableError, UserError
 from pipeline.store import Patience, Store, join
 from pipeline.verify import verify
 from pipeline.worker import Run, label_shard
 from tests.faults import KINDS, Dice, Fault, Proxy, Script, answer, fault_of
 from tests.small_runs import config_of, found_run, make_inputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:tzname")  # of a date that was cut off
 
 DATA = bytes(range(256)) * 40
 PARTS = bytes(range(256)) * 33_000  # 8.4 MB, which go up in two parts
@@ -62,6 +64,13 @@ def stat(store, proxied, uri):
     return proxied.stat(uri) == store.stat(uri)
 
 
+def refusal(store, proxied, uri):
+    """A refusal whose body breaks off is asked for again, and comes in the same words."""
+    with pytest.raises(NotFoundError, match="there is no such object"):
+        proxied.get(uri)
+    return not store.exists(uri)
+
+
 def list_all(store, proxied, uri):
     for number in range(3):
         store.put(join(uri, str(number)), DATA)
@@ -81,6 +90,7 @@ def delete(store, proxied, uri):
         (create, "PUT"),
         (get, "GET"),
         (stat, "GET"),
+        (refusal, "GET"),
         (list_all, "GET"),
         (delete, "DELETE"),
     ],
@@ -108,39 +118,49 @@ def test_uploads_in_parts(store, proxy, s3_uri, tmp_path, method, part):
         assert len(sent) == 1 or "upload" in proxied.retries(), f"{kind}: the first part was sent again"
 
 
-class CutHeads:
-    """Ends the first answer about each `cut-<number>` after so many bytes, which lie in the middle of its head."""
+class CutOnce:
+    """Ends the first answer about each `cut-<number>` after so many bytes, of its head or of its body."""
 
-    def __init__(self):
-        self.seen = set()
+    def __init__(self, kind):
+        self.kind, self.seen = kind, set()
 
     def choose(self, method, target):
         number = int(re.search(r"cut-(\d+)", target)[1])
         if number in self.seen:
             return None
         self.seen.add(number)
-        return Fault("truncate", after=number)
+        return Fault(self.kind, after=number)
 
 
-HEADS = {
+def sentence(operation, *arguments):
+    """What is raised."""
+    with pytest.raises(LabelingError) as raised:
+        operation(*arguments)
+    return str(raised.value).rpartition(": ")[2]
+
+
+CUT = {
     "get": (lambda store, place: store.get(f"{place}/object"), DATA),
     "stat": (lambda store, place: store.stat(f"{place}/object").bytes, len(DATA)),
     "list": (lambda store, place: [found.bytes for found in store.list(f"{place}/")], [len(DATA)]),
+    "missing": (lambda store, place: sentence(store.get, f"{place}/missing"), "there is no such object."),
+    "taken": (lambda store, place: store.create(f"{place}/object", b"another's"), False),
+    "create": (lambda store, place: store.create(f"{place}/new", DATA), True),
 }
 
 
-@pytest.mark.filterwarnings("ignore:tzname")  # of a date that was cut off
-@pytest.mark.parametrize("operation", HEADS)
-def test_heads_cut_short(store, s3_endpoint, s3_uri, monkeypatch, operation):
-    """A head that ends early is not taken for a whole one: a listing would be empty, a size or a body too short."""
-    numbers, (ask, right) = range(1, 400, 4), HEADS[operation]
-    with ThreadPoolExecutor(16) as threads, Proxy(s3_endpoint, CutHeads()) as proxy:
+@pytest.mark.parametrize("kind", ["truncate", "reset"])
+@pytest.mark.parametrize("operation", CUT)
+def test_answers_cut_short(store, s3_endpoint, s3_uri, monkeypatch, operation, kind):
+    """An answer that ends early is not taken for a whole one, nor for a failure: wherever it ends, it comes again."""
+    numbers, (ask, right) = range(1, 700, 7), CUT[operation]
+    with ThreadPoolExecutor(16) as threads, Proxy(s3_endpoint, CutOnce(kind)) as proxy:
         list(threads.map(lambda number: store.put(f"{s3_uri}/cut-{number}/object", DATA), numbers))
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         proxied = Store()
         found = list(threads.map(lambda number: ask(proxied, f"{s3_uri}/cut-{number}"), numbers))
     assert [number for number, one in zip(numbers, found, strict=True) if one != right] == []
-    assert proxy.counts["truncate"] > 50
+    assert proxy.counts[kind] > 50
 
 
 def label_all(store, run, shards, labeler):
