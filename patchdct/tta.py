@@ -22,7 +22,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from patchdct.predict import Prediction, Predictor, encode
+from patchdct.predict import TRIAL_SIZE, Prediction, Predictor, Prepared, encode
 
 
 class TtaPredictor:
@@ -58,19 +58,29 @@ class TtaPredictor:
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Label RGB images, uint8 [H, W, 3] of any sizes -> a prediction for each, in order."""
-        return [encode(found) for found in self.find(images)]
+        return [encode(found) for found in self.find([self.prepare(image) for image in images])]
+
+    def prepare(self, image: npt.NDArray[np.uint8]) -> PreparedVersions:
+        """The versions of an RGB image, uint8 [H, W, 3]."""
+        return PreparedVersions(tuple(version.prepare(image) for version in self._versions))
 
     @torch.inference_mode()
-    def find(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Instances]:
+    def find(self, batch: Sequence[PreparedVersions]) -> list[Instances]:
         """The instances of each image before their masks are pasted, as `Predictor.find` gives them."""
+        shown = list(zip(*(image.versions for image in batch), strict=True)) or [()] * len(self._versions)
         with _without_masks(self._model):
-            found = [version.boxes(images) for version in self._versions]
+            found = [version.boxes(images) for version, images in zip(self._versions, shown, strict=True)]
         merged = [self._merge(of_image) for of_image in zip(*found, strict=True)]
-        for version in self._versions:
+        for version, images in zip(self._versions, shown, strict=True):
             for instances, values in zip(merged, version.masks(images, merged), strict=True):
                 sum_before = instances.pred_masks if instances.has("pred_masks") else 0
                 instances.pred_masks = sum_before + values / len(self._versions)
         return merged
+
+    def try_out(self, size: int) -> None:
+        """As `predict.Predictor.try_out`, for the version that takes most."""
+        largest = max(self._versions, key=lambda version: version.prepare(np.zeros((*TRIAL_SIZE, 3), np.uint8)).nbytes)
+        largest.predictor.try_out(size)
 
     def _merge(self, found: Sequence[Instances]) -> Instances:
         """The best of what the versions found in an image, no two of a class at the same place; best score first."""
@@ -81,23 +91,40 @@ class TtaPredictor:
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedVersions:
+    """An image as `predict.Prepared`, once for each version."""
+
+    versions: tuple[Prepared, ...]
+
+    @property
+    def like(self) -> tuple[tuple[int, int], ...]:
+        """What images that may share all their forward passes have in common."""
+        return tuple(version.like for version in self.versions)
+
+    @property
+    def nbytes(self) -> int:
+        """What they take in memory."""
+        return sum(version.nbytes for version in self.versions)
+
+
+@dataclass(frozen=True, slots=True)
 class _Version:
     """A way to show images to the model; its answers are in the pixels of the images as they are."""
 
     predictor: Predictor
     mirrored: bool
 
-    def boxes(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Instances]:
-        return [self._turned(found) for found in self.predictor.find(self._shown(images))]
+    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
+        return self.predictor.prepare(image[:, ::-1] if self.mirrored else image)
 
-    def masks(self, images: Sequence[npt.NDArray[np.uint8]], known: Sequence[Instances]) -> list[Tensor]:
+    def boxes(self, images: Sequence[Prepared]) -> list[Instances]:
+        return [self._turned(found) for found in self.predictor.find(images)]
+
+    def masks(self, images: Sequence[Prepared], known: Sequence[Instances]) -> list[Tensor]:
         """The masks of known instances, float32 [n, 1, M, M] for each image."""
-        found = self.predictor.find(self._shown(images), [self._turned(instances) for instances in known])
+        found = self.predictor.find(images, [self._turned(instances) for instances in known])
         values = [instances.pred_masks.float() for instances in found]
         return [mask.flip(-1) for mask in values] if self.mirrored else values
-
-    def _shown(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
-        return [image[:, ::-1] for image in images] if self.mirrored else list(images)
 
     def _turned(self, found: Instances) -> Instances:
         """From the image as it is to the image as shown, or back."""

@@ -14,12 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from pipeline.config import LimitsConfig
 from pipeline.decoding_child import ANSWER, REQUEST, receive
 from pipeline.errors import ImageError, RunError
 from pipeline.image_headers import announced_size
+from pipeline.parallel import Prefetch
 from pipeline.records import ImageRecord, Pixels
 
 #: The longest that a process may take for an image, and until it is ready, in seconds.
@@ -38,6 +37,8 @@ BASE_MEMORY, MEMORY_PER_PIXEL, MEMORY_PER_BYTE = 1 << 29, 32, 4
 
 #: What a process inherits of the environment: nothing that could be a secret.
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL")
+T = TypeVar("T")
+
 _NO_START = "limits.isolate_decoding: a decoding process does not start"
 
 
@@ -68,7 +69,7 @@ class Decoding:
             BASE_MEMORY + MEMORY_PER_PIXEL * limits.max_image_pixels + MEMORY_PER_BYTE * limits.max_image_bytes
         )
         self._target = target
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decoding")
+        self._prefetch = Prefetch(threads, "decoding")
         self._lock = threading.Lock()
         self._processes: set[_Process] = set()
         self._idle: list[_Process] = []
@@ -82,7 +83,7 @@ class Decoding:
             self._closed = True
             for process in self._processes:  # first, so that no thread waits for one
                 process.kill()
-        self._pool.shutdown(cancel_futures=True)
+        self._prefetch.close()
         for process in self._processes:
             process.close()
 
@@ -95,37 +96,35 @@ class Decoding:
         return self._decoded(record.error, record.data)
 
     def stream(
-        self, records: Iterable[ImageRecord], *, ahead: int, ahead_bytes: int
-    ) -> Iterator[tuple[ImageRecord, Pixels | str]]:
-        """Each record, without its bytes, and its pixels or the reason why there are none; in order.
+        self,
+        records: Iterable[ImageRecord],
+        *,
+        ahead: int,
+        ahead_bytes: int,
+        then: Callable[[Pixels], T],
+        at_end: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[ImageRecord, T | str]]:
+        """Each record, without its bytes, and what is made of its pixels, or the reason why there are none; in order.
 
         Args:
             records: what to decode. Whatever their iterator raises comes through.
             ahead: how many images are held at most, decoded or waiting for that.
-            ahead_bytes: about how many bytes these may take, encoded and decoded; a single image may always be held.
+            ahead_bytes: about how many bytes these may take, encoded and decoded, together with those of other streams
+                of this worker; a single image may always be held.
+            then: what is done with the pixels, in the thread that decoded them.
+            at_end: is called when the last record has been read.
 
         Raises:
             RunError: decoding processes do not start.
         """
-        waiting: deque[tuple[ImageRecord, Future[Pixels | str], int]] = deque()
-        held = 0
-        try:
-            for record in records:
-                cost = self._cost(record)
-                while waiting and (len(waiting) >= ahead or held + cost > ahead_bytes):
-                    done, future, its_cost = waiting.popleft()
-                    held -= its_cost
-                    yield done, future.result()
-                future = self._pool.submit(self._decoded, record.error, record.data)
-                waiting.append((replace(record, data=b""), future, cost))
-                held += cost
-                del record  # and with it the encoded bytes
-            while waiting:
-                done, future, _ = waiting.popleft()
-                yield done, future.result()
-        finally:
-            for _, future, _ in waiting:
-                future.cancel()
+
+        def make(record: ImageRecord) -> tuple[ImageRecord, T | str]:
+            pixels = self._decoded(record.error, record.data)
+            return replace(record, data=b""), pixels if isinstance(pixels, str) else then(pixels)
+
+        return self._prefetch.stream(
+            records, make, cost=self._cost, ahead=ahead, ahead_bytes=ahead_bytes, at_end=at_end
+        )
 
     def _cost(self, record: ImageRecord) -> int:
         """Bytes that an image takes, encoded and decoded, by its header; what is too large is not decoded."""

@@ -1,16 +1,20 @@
-"""What labels images: a small protocol, and the table of those that go by a short name."""
+"""What labels images: a small protocol, what may be offered beyond it, and the table of those with a short name."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from pipeline.config import LabelerConfig
 from pipeline.errors import NotFoundError, StoreError, UserError
 from pipeline.records import Category, Instances, Pixels
 from pipeline.store import Store, local_path, scheme
+
+#: Of a labeler that does not say what is best.
+USUAL_BATCH_SIZE = 8
 
 LABELERS = {"patchdct": "pipeline.patchdct_labeler:PatchDCTLabeler"}
 
@@ -29,6 +33,95 @@ class Labeler(Protocol):
     def label(self, images: Sequence[Pixels]) -> list[Instances]:
         """The instances of each image, in order; what is found in one image must not depend on the others."""
         ...
+
+
+class Prepared(Protocol):
+    """An image as `StagedLabeler.prepare` leaves it."""
+
+    @property
+    def like(self) -> Hashable:
+        """Equal for images that may go through the model together."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        ...
+
+
+class StagedLabeler(Labeler, Protocol):
+    """A labeler in three steps, so that a worker prepares and encodes while the model is at other images.
+
+    `label` gives the same as the three one after another.
+    """
+
+    def prepare(self, image: Pixels) -> Prepared:
+        """An image as the model takes it. Called in several threads at once."""
+        ...
+
+    def find(self, batch: Sequence[Any]) -> Any:
+        """What the model makes of prepared images that are alike. Called in one thread at a time."""
+        ...
+
+    def encode(self, found: Any) -> list[Instances]:
+        """The instances of each image of the batch, in order. Called in another thread than `find`."""
+        ...
+
+
+def staged(labeler: Labeler) -> StagedLabeler:
+    """The labeler in steps; where it knows only `label`, that is its model, and there is nothing to do around it.
+
+    A class that derives from one with steps, and has a `label` of its own, means that to be called.
+    """
+    for kind in type(labeler).__mro__:
+        if "find" in vars(kind):
+            return cast(StagedLabeler, labeler)
+        if "label" in vars(kind):
+            break
+    return _AtOnce(labeler)
+
+
+def name_of(labeler: StagedLabeler) -> str:
+    """What the user calls it."""
+    return type(getattr(labeler, "whole", labeler)).__name__
+
+
+def batch_size(labeler: StagedLabeler, config: LabelerConfig) -> int:
+    """How many images go through the model together; for `auto`, what the labeler found best, once, on this machine."""
+    if config.batch_size != "auto":
+        return config.batch_size
+    best = getattr(getattr(labeler, "whole", labeler), "best_batch_size", None)
+    return USUAL_BATCH_SIZE if best is None else int(best())
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """An image as it is. All are alike."""
+
+    pixels: Pixels
+    like: None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.pixels.nbytes
+
+
+class _AtOnce:
+    """The steps of a labeler that has only one."""
+
+    def __init__(self, labeler: Labeler) -> None:
+        self.whole = labeler
+        self.fingerprint, self.categories, self.quality = labeler.fingerprint, labeler.categories, labeler.quality
+        self.label = labeler.label
+
+    def prepare(self, image: Pixels) -> _Whole:
+        return _Whole(image)
+
+    def find(self, batch: Sequence[_Whole]) -> list[Instances]:
+        return self.whole.label([image.pixels for image in batch])
+
+    def encode(self, found: list[Instances]) -> list[Instances]:
+        return found
 
 
 def check(config: LabelerConfig, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Image records to rows of the output: decoded ahead, labelled in batches, each image accounted for.
+"""Image records to rows of the output: decoded ahead, labelled in batches, encoded behind, each image accounted for.
 
 `label_records` is the fast way. `label_carefully` is for a shard that has cost a worker: one step after another, each
 noted before it is taken, so that whoever finds the worker dead knows at which image it was.
@@ -6,36 +6,94 @@ noted before it is taken, so that whoever finds the worker dead knows at which i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import batches
 from pipeline.config import LabelConfig
 from pipeline.decoding import Decoding
 from pipeline.errors import RunError
-from pipeline.labelers import Labeler
+from pipeline.labelers import Prepared, StagedLabeler, batch_size, name_of
 from pipeline.records import NO_INSTANCES, ROW_BITS, ImageLabels, ImageRecord, Instances, Pixels, Shard
 from pipeline.trails import Step
 
-#: Images decoded ahead of the labeler, as a multiple of its batch.
-BATCHES_AHEAD = 2
+#: Images decoded ahead of the labeler, and the most that one waits for others like it, as multiples of a batch.
+BATCHES_AHEAD, BATCHES_WAITED = 2, 16
+#: Shares of `run.prefetch_bytes`: of what is decoded ahead, and of what waits for its like. The rest is for that of the
+#: next shard, when this one ends.
+SHARE_AHEAD, SHARE_WAITING = 0.25, 0.375
 
-#: An image of a batch: its row in the shard, its record, and its pixels or the reason why there are none.
-Decoded: TypeAlias = tuple[int, ImageRecord, Pixels | str]
+#: Rows of the output, with their numbers in the shard.
+Rows: TypeAlias = list[tuple[int, ImageLabels]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Image:
+    """An image on its way to a row, whose number in the shard is `row`.
+
+    prepared: what the model takes; None where there is nothing to see, for the reason `error`, and once it was seen.
+    """
+
+    row: int
+    record: ImageRecord
+    height: int = 0
+    width: int = 0
+    prepared: Prepared | None = None
+    error: str | None = None
 
 
 def label_records(
-    shard: Shard, records: Iterable[ImageRecord], *, labeler: Labeler, config: LabelConfig, decoding: Decoding
-) -> Iterator[list[ImageLabels]]:
-    """Image records -> rows of the output, batch after batch, in the order of the records."""
-    size = config.labeler.batch_size
-    images = decoding.stream(records, ahead=BATCHES_AHEAD * size, ahead_bytes=config.run.prefetch_bytes)
-    decoded = ((row, record, pixels) for row, (record, pixels) in enumerate(images))
-    while batch := list(islice(decoded, size)):
-        yield _label(shard, batch, labeler)
+    shard: Shard,
+    records: Iterable[ImageRecord],
+    *,
+    labeler: StagedLabeler,
+    config: LabelConfig,
+    decoding: Decoding,
+    all_read: Callable[[], None] = lambda: None,
+    may_find: Callable[[], None] = lambda: None,
+) -> Iterator[Callable[[], Rows]]:
+    """Image records -> for each batch, what is left to do when the model has seen it: to encode its masks into rows.
+
+    Images that are alike go through the model together, so the rows are not in the order of the records. The batches
+    depend on the records alone, so that another attempt gives the same labels to the last bit.
+
+    Args:
+        shard: the shard.
+        records: its images.
+        labeler: what labels them.
+        config: batch size and bounds.
+        decoding: what decodes them.
+        all_read: is called, in another thread, when the last record has been read.
+        may_find: is called before the first batch goes through the model, and may wait.
+    """
+    size = batch_size(labeler, config.labeler)
+
+    images = decoding.stream(
+        records,
+        ahead=BATCHES_AHEAD * size,
+        ahead_bytes=int(SHARE_AHEAD * config.run.prefetch_bytes),
+        then=partial(_prepared, labeler),
+        at_end=all_read,
+    )
+    first = True
+    for batch in batches.alike(
+        (_image(row, record, made) for row, (record, made) in enumerate(images)),
+        _kind,
+        _nbytes,
+        size=size,
+        window=BATCHES_WAITED * size,
+        window_bytes=int(SHARE_WAITING * config.run.prefetch_bytes),
+    ):
+        if first:
+            may_find()
+            first = False
+        yield _found(shard, batch, labeler)
         del batch  # or two of them are in memory while the next one is gathered
 
 
@@ -43,16 +101,16 @@ def label_carefully(
     shard: Shard,
     records: Iterable[ImageRecord],
     *,
-    labeler: Labeler,
+    labeler: StagedLabeler,
     config: LabelConfig,
     decoding: Decoding,
     suspects: range,
     note: Callable[[Step, int, Sequence[str], int], None],
-) -> Iterator[list[ImageLabels]]:
-    """As `label_records`, without anything ahead, and with a note of each step before it is taken.
+) -> Iterator[Callable[[], Rows]]:
+    """As `label_records`, in the order of the records, without anything ahead, and with a note before each step.
 
-    Batches are the same as there, so that the labels are, but for `suspects`: the rows at which the attempt before
-    ended go one by one, so that the note names the very image.
+    The rows at which the attempt before ended, `suspects`, go one by one, so that the note names the very image. The
+    batches are others, so the last bits of a score may be.
 
     Args:
         shard: the shard.
@@ -63,49 +121,77 @@ def label_carefully(
         suspects: rows of the shard.
         note: called with the step, its first row, the keys of its images (none before they are read), and their number.
     """
-    rest, row = iter(records), 0
+    rest, row, usual = iter(records), 0, batch_size(labeler, config.labeler)
     while True:
-        size = config.labeler.batch_size - row % config.labeler.batch_size
+        size = usual - row % usual
         if suspects and row < suspects.stop:
             size = 1 if row >= suspects.start else min(size, suspects.start - row)
         note("reading", row, (), size)
-        batch: list[Decoded] = []
+        decoded: list[tuple[ImageRecord, Pixels | str]] = []
         for record in islice(rest, size):
             if size == 1:
                 note("decoding", row, (record.key,), 1)
-            batch.append((row + len(batch), record, decoding.one(record)))
-        if not batch:
+            decoded.append((record, decoding.one(record)))
+        if not decoded:
             return
-        note("labeling", row, [record.key for _, record, _ in batch], len(batch))
-        yield _label(shard, batch, labeler)
-        row += len(batch)
+        note("labeling", row, [record.key for record, _ in decoded], len(decoded))
+        images = [
+            _image(number, record, pixels if isinstance(pixels, str) else _prepared(labeler, pixels))
+            for number, (record, pixels) in enumerate(decoded, start=row)
+        ]
+        held = sum(map(_nbytes, images))
+        of_one_kind = batches.alike(images, _kind, _nbytes, size=usual, window=usual, window_bytes=held)
+        yield partial(list, [row for batch in of_one_kind for row in _found(shard, batch, labeler)()])
+        row += len(decoded)
 
 
-def _label(shard: Shard, batch: Sequence[Decoded], labeler: Labeler) -> list[ImageLabels]:
-    """Label the images of a batch that could be decoded, and account for the others."""
-    good = [pixels for _, _, pixels in batch if not isinstance(pixels, str)]
-    found = iter(_checked(labeler, good) if good else ())
-    rows = []
-    for row, record, pixels in batch:
-        image_id = record.image_id if record.image_id is not None else shard.number << ROW_BITS | row
-        if isinstance(pixels, str):
-            rows.append(_row(record, image_id, (0, 0), NO_INSTANCES, error=pixels))
-        else:
-            height, width, _ = pixels.shape
-            rows.append(_row(record, image_id, (height, width), next(found)))
-    return rows
+def _prepared(labeler: StagedLabeler, pixels: Pixels) -> tuple[int, int, Prepared]:
+    """Height and width of an image, and what the model takes of it."""
+    return (*pixels.shape[:2], labeler.prepare(pixels))
 
 
-def _checked(labeler: Labeler, images: Sequence[Pixels]) -> list[Instances]:
-    """What the labeler makes of the images, if it keeps its promises; a class of the user's own might not.
+def _image(row: int, record: ImageRecord, made: tuple[int, int, Prepared] | str) -> _Image:
+    if isinstance(made, str):
+        return _Image(row=row, record=record, error=made)
+    height, width, prepared = made
+    return _Image(row=row, record=record, height=height, width=width, prepared=prepared)
+
+
+def _kind(image: _Image) -> Hashable:
+    """Equal for images that may share a batch."""
+    return None if image.prepared is None else (image.prepared.like,)
+
+
+def _nbytes(image: _Image) -> int:
+    return 0 if image.prepared is None else image.prepared.nbytes
+
+
+def _found(shard: Shard, batch: Sequence[_Image], labeler: StagedLabeler) -> Callable[[], Rows]:
+    """Let the model see a batch of one kind -> what is left to do."""
+    good = [image.prepared for image in batch if image.prepared is not None]
+    found = labeler.find(good) if good else None
+    seen = [replace(image, prepared=None) for image in batch]
+
+    def finish() -> Rows:
+        instances = iter(_checked(labeler, labeler.encode(found), len(good)) if good else ())
+        return [
+            (image.row, _row(shard, image, NO_INSTANCES if image.error is not None else next(instances)))
+            for image in seen
+        ]
+
+    return finish
+
+
+def _checked(labeler: StagedLabeler, found: list[Instances], images: int) -> list[Instances]:
+    """What the labeler made of the images, if it keeps its promises; a class of the user's own might not.
 
     Raises:
         RunError: it does not.
     """
-    found = labeler.label(images)
-    name = type(labeler).__name__
-    if len(found) != len(images):
-        raise RunError(f"the labeler {name} gave {len(found)} results for {len(images)} images; it must give one each")
+    if len(found) != images:
+        raise RunError(
+            f"the labeler {name_of(labeler)} gave {len(found)} results for {images} images; it must give one each"
+        )
     for x in found:
         columns: dict[str, npt.NDArray[Any]] = {
             "category_ids": x.category_ids,
@@ -119,21 +205,21 @@ def _checked(labeler: Labeler, images: Sequence[Pixels]) -> list[Instances]:
         wrong += [column for column in ("scores", "boxes") if not np.isfinite(columns[column]).all()]
         if wrong:
             raise RunError(
-                f"the labeler {name} gave instances whose {wrong[0]} is missing, not finite, or not as long as counts"
+                f"the labeler {name_of(labeler)} gave instances whose {wrong[0]} is missing, not finite, or not as "
+                "long as counts"
             )
     return found
 
 
-def _row(
-    record: ImageRecord, image_id: int, size: tuple[int, int], instances: Instances, error: str | None = None
-) -> ImageLabels:
+def _row(shard: Shard, image: _Image, instances: Instances) -> ImageLabels:
+    record = image.record
     return ImageLabels(
         key=record.key,
-        image_id=image_id,
+        image_id=record.image_id if record.image_id is not None else shard.number << ROW_BITS | image.row,
         uri=record.uri,
-        height=size[0],
-        width=size[1],
+        height=image.height,
+        width=image.width,
         instances=instances,
-        status="quarantined" if error is not None else "labelled" if len(instances) else "empty",
-        error=error,
+        status="quarantined" if image.error is not None else "labelled" if len(instances) else "empty",
+        error=image.error,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,10 +19,13 @@ from patchdct.config import load_config
 from patchdct.errors import ModelError
 from pipeline.config import LabelerConfig
 from pipeline.errors import NotFoundError, UserError
+from pipeline.labelers import Prepared
 from pipeline.records import Category, Instances, Pixels
 from pipeline.store import Store, local_path, name, redact, scheme
 
-Predict: TypeAlias = Callable[[Sequence[Pixels]], list[predict.Prediction]]
+Predictor: TypeAlias = predict.Predictor | tta.TtaPredictor
+
+log = logging.getLogger("pipeline.labeler")
 
 
 class PatchDCTLabeler:
@@ -56,23 +61,42 @@ class PatchDCTLabeler:
         model, _ = build.build_model(cfg, device=device, weights=weights)
         self.categories = _categories(config, store, weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self._ids = np.array([c.id for c in self.categories], np.int32)
-        make: Callable[..., Predict] = predict.Predictor if config.tta is None else tta.TtaPredictor
+        make: Callable[..., Predictor] = predict.Predictor if config.tta is None else tta.TtaPredictor
         augmentation = {} if config.tta is None else dataclasses.asdict(config.tta)
-        self._predict = make(model, cfg, precision=config.precision, **augmentation)
+        self._predictor = make(model, cfg, precision=config.precision, **augmentation)
         self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision, **augmentation)
 
     def label(self, images: Sequence[Pixels]) -> list[Instances]:
         """Instance masks of RGB images; see `labelers.Labeler`."""
+        return self.encode(self.find([self.prepare(image) for image in images]))
+
+    def prepare(self, image: Pixels) -> Prepared:
+        """An RGB image as the model takes it; see `labelers.StagedLabeler`."""
+        return self._predictor.prepare(image)
+
+    def find(self, batch: Sequence[Any]) -> predict.Fetched:
+        """What the model finds in prepared images, on its way to the CPU."""
+        return predict.fetch(self._predictor.find(batch))
+
+    def encode(self, found: predict.Fetched) -> list[Instances]:
+        """The instances of each image, masks as RLE."""
         return [
             Instances(
-                category_ids=self._ids[found.classes],
-                scores=found.scores,
-                boxes=found.boxes.astype(np.float32),
-                areas=found.areas,
-                counts=found.counts,
+                category_ids=self._ids[one.classes],
+                scores=one.scores,
+                boxes=one.boxes.astype(np.float32),
+                areas=one.areas,
+                counts=one.counts,
             )
-            for found in self._predict(images)
+            for one in map(predict.encode, found.wait())
         ]
+
+    @functools.cache  # noqa: B019 it is as long-lived as its process
+    def best_batch_size(self) -> int:
+        """What labels most images a second here, found by trial."""
+        best = predict.best_batch_size(self._predictor.try_out)
+        log.info("labeler.batch_size: auto is %d here", best)
+        return best
 
 
 def read_weights(uri: str, store: Store, *, key: str = "labeler.weights") -> checkpoint.Checkpoint:

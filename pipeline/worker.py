@@ -1,28 +1,40 @@
 """One shard, from its bytes to its commit. Knows neither Ray nor torch.
 
-read (streamed) -> decode (threads, a bounded number ahead) -> label (batches) -> write (local files) -> upload ->
-commit
+    read -> decode, prepare -> find -> encode, write -> upload -> commit
+
+Each arrow leads to another thread, so that the model, which is `find`, need not wait for the rest. Two shards may be
+under way at once: when the last image of one is read, the next one's first is; when the model has seen the last batch
+of one, it sees the first of the next, while the one before is written, uploaded and committed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from pathlib import Path
+from typing import Any, Self
 
 from pipeline import __version__, ledger, scratch, sinks, sources, trails
+from pipeline.batches import InOrder
 from pipeline.config import LabelConfig
 from pipeline.decoding import Decoding
-from pipeline.labelers import Labeler, build
-from pipeline.labelling import label_carefully, label_records
+from pipeline.labelers import Labeler, StagedLabeler, batch_size, build, staged
+from pipeline.labelling import Rows, label_carefully, label_records
+from pipeline.parallel import Behind, Line, Place
 from pipeline.records import Commit, ImageLabels, LabelerInfo, Output, Shard
 from pipeline.store import Store, join
 from pipeline.trails import Step, Trail
+
+#: Images decoded and prepared at once, unless a worker is given more CPUs than that.
+DECODING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,27 +58,61 @@ class Worker:
         scratch.sweep()
         self._store = Store()
         self._labeler = build(config.labeler, self._store)
-        self._decoding = Decoding(config.limits)
+        batch_size(staged(self._labeler), config.labeler)  # now, if it has to be found out
+        self._decoding = Decoding(config.limits, threads=max(DECODING_THREADS, ceil(config.run.cpus_per_worker or 1)))
+        self._joining = threading.Lock()
+        self._reading, self._finding = Line(), Line()
 
     def describe(self) -> LabelerInfo:
         """What the manifest says of the labeler."""
         return LabelerInfo(fingerprint=self._labeler.fingerprint, categories=self._labeler.categories)
 
     def label(self, shard: Shard, run: Run, strikes: int) -> Commit:
-        """Label one shard; see `label_shard`."""
-        return label_shard(
-            shard, run=run, store=self._store, labeler=self._labeler, decoding=self._decoding, strikes=strikes
-        )
+        """Label one shard; see `label_shard`. Threads may call this at once; the shards take turns."""
+        with self._joining:
+            turn = Turn(self._reading.join(), self._finding.join())
+        with turn:
+            return label_shard(
+                shard,
+                run=run,
+                store=self._store,
+                labeler=self._labeler,
+                decoding=self._decoding,
+                strikes=strikes,
+                turn=turn,
+            )
+
+
+class Turn:
+    """The places of a shard where several are under way: one is read at a time, and the model sees one at a time."""
+
+    def __init__(self, reading: Place | None = None, finding: Place | None = None) -> None:
+        """None: there is no other shard."""
+        self.reading, self.finding = reading or Line().join(), finding or Line().join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reading.leave()
+        self.finding.leave()
 
 
 def label_shard(
-    shard: Shard, *, run: Run, store: Store, labeler: Labeler, decoding: Decoding | None = None, strikes: int = 0
+    shard: Shard,
+    *,
+    run: Run,
+    store: Store,
+    labeler: Labeler,
+    decoding: Decoding | None = None,
+    strikes: int = 0,
+    turn: Turn | None = None,
 ) -> Commit:
     """Label a shard and commit it; of several attempts at one shard, the first commit stands.
 
-    Memory is bounded by the batch and `run.prefetch_bytes`: rows go to local files as they come, and these are uploaded
-    whole. A shard that is committed already, by another driver or by an attempt whose answer was lost, is not labelled
-    again.
+    Memory is bounded by three batches and `run.prefetch_bytes`: rows go to local files as they come, and these are
+    uploaded whole. A shard that is committed already, by another driver or by an attempt whose answer was lost, is not
+    labelled again.
 
     Args:
         shard: what to label.
@@ -75,6 +121,7 @@ def label_shard(
         labeler: what labels it.
         decoding: what decodes its images; None: something for this shard alone.
         strikes: how many workers the shard has cost; if any, each step is noted before it is taken (see `trails`).
+        turn: when it is this shard's, where others are under way in this process.
 
     Returns:
         The commit that stands, whoever wrote it.
@@ -96,8 +143,7 @@ def label_shard(
         categories=labeler.categories,
         quality=labeler.quality,
     )
-    counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
+    tally = _Tally()
     with scratch.folder() as folder:
         files = {
             name: folder / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats
@@ -105,14 +151,21 @@ def label_shard(
         with ExitStack() as stack:
             writers = [stack.enter_context(sinks.SINKS[name].open(path, header)) for name, path in files.items()]
             decoder = decoding or stack.enter_context(Decoding(run.config.limits))
-            for rows in _rows(shard, run, store, labeler, decoder, strikes):
-                for write in writers:
-                    write(rows)
-                for row in rows:
-                    counts[row.status] += 1
-                    counts["instances"] += len(row.instances)
-                    if row.error is not None:
-                        reasons[row.error.partition(":")[0]] += 1
+            turn = turn or stack.enter_context(Turn())
+            in_order: InOrder[ImageLabels] = InOrder()
+            behind = stack.enter_context(Behind("writing"))
+
+            def write(finish: Callable[[], Rows]) -> None:
+                if rows := in_order.add(finish()):
+                    for each in writers:
+                        each(rows)
+                    tally.add(rows)
+
+            found = _batches(shard, run, store, staged(labeler), decoder, strikes, turn)
+            for finish in stack.enter_context(closing(found)):
+                behind(partial(write, finish))
+                del finish  # or what it holds of the batch stays in memory while the next one is found
+            turn.finding.leave()
         outputs: dict[str, Output] = {}
         for name, path in files.items():
             place = f"{sinks.SINKS[name].folder}/{path.name}"
@@ -122,12 +175,7 @@ def label_shard(
         shard_id=shard.id,
         attempt=attempt,
         outputs=outputs,
-        images=counts["labelled"] + counts["empty"] + counts["quarantined"],
-        labelled=counts["labelled"],
-        empty=counts["empty"],
-        quarantined=counts["quarantined"],
-        instances=counts["instances"],
-        reasons=dict(sorted(reasons.items())),
+        **tally.counts(),
         fingerprint=labeler.fingerprint,
         seconds=round(time.monotonic() - start, 3),
         version=__version__,
@@ -143,20 +191,54 @@ def label_shard(
     return standing
 
 
-def _rows(
-    shard: Shard, run: Run, store: Store, labeler: Labeler, decoding: Decoding, strikes: int
-) -> Iterator[list[ImageLabels]]:
-    """The rows of a shard, batch after batch: carefully if it has cost a worker, and image by image where it did."""
+class _Tally:
+    """Counts rows as a commit accounts for them."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, rows: Sequence[ImageLabels]) -> None:
+        for row in rows:
+            self._counts[row.status] += 1
+            self._counts["instances"] += len(row.instances)
+            if row.error is not None:
+                self._reasons[row.error.partition(":")[0]] += 1
+
+    def counts(self) -> dict[str, Any]:
+        """Fields of `Commit`."""
+        names = ("labelled", "empty", "quarantined")
+        return {
+            "images": sum(self._counts[name] for name in names),
+            **{name: self._counts[name] for name in (*names, "instances")},
+            "reasons": dict(sorted(self._reasons.items())),
+        }
+
+
+def _batches(
+    shard: Shard, run: Run, store: Store, labeler: StagedLabeler, decoding: Decoding, strikes: int, turn: Turn
+) -> Generator[Callable[[], Rows]]:
+    """What is left to do for each batch: carefully if the shard has cost a worker, and image by image where it did."""
     options = sources.ReadOptions(
         max_image_bytes=run.config.limits.max_image_bytes,
         run_uri=run.uri,
         image_column=run.config.input.image_column,
         key_column=run.config.input.key_column,
     )
+    turn.reading.wait()
     records = sources.SOURCES[shard.format](shard, store=store, options=options)
     if not strikes:
-        yield from label_records(shard, records, labeler=labeler, config=run.config, decoding=decoding)
+        yield from label_records(
+            shard,
+            records,
+            labeler=labeler,
+            config=run.config,
+            decoding=decoding,
+            all_read=turn.reading.leave,
+            may_find=turn.finding.wait,
+        )
         return
+    turn.finding.wait()
     before = trails.read(store, run.uri, shard.id, strikes=strikes - 1)
 
     def note(step: Step, first: int, keys: Sequence[str], count: int) -> None:

@@ -64,8 +64,10 @@ class LabelerConfig:
     """The model and how it is applied.
 
     name: `patchdct`, or `module:Class` of a `labelers.Labeler`. config: a detectron2 YAML; null takes the one stored in
-    the checkpoint. min_size, max_size: shorter and longer side of the resized image in pixels; null keeps the model
-    config's. categories: a list of names (ids 1, 2, ...) or a JSON or text file of them; null takes the checkpoint's.
+    the checkpoint. batch_size: images that go through the model together, where they are alike; auto finds out what is
+    fastest on the machine. min_size, max_size: shorter and longer side of the resized image in pixels; null keeps the
+    model config's. categories: a list of names (ids 1, 2, ...) or a JSON or text file of them; null takes the
+    checkpoint's.
     tta: label each image several times and average; null labels it once.
     """
 
@@ -76,7 +78,7 @@ class LabelerConfig:
     overrides: tuple[Word, ...] = ()
     score_threshold: Share = 0.05
     max_instances: Positive = 100
-    batch_size: Positive = 8
+    batch_size: Positive | Literal["auto"] = 8
     precision: Precision = "fp32"
     min_size: Positive | None = None
     max_size: Positive | None = None
@@ -92,7 +94,8 @@ class RunConfig:
     gpus_per_worker, cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers
     set a shard aside. storage_patience_s: how long storage may not answer, and nothing be committed, before the run
     stops. accept_changes: go on with a run whose manifest says another config or labeler. only: take just the shards
-    that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its labeler.
+    that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its
+    labeler; the more, the fuller are batches of images of various shapes.
     """
 
     __pydantic_config__ = STRICT

@@ -102,3 +102,8 @@ def model(cfg: CfgNode) -> GeneralizedRCNN:
         mask_head.predictor_bfg.weight *= 1000
         mask_head.predictor1.weight *= 30
     return built
+
+
+def find(predictor, images):
+    """What a `Predictor` or `TtaPredictor` finds in images as they are."""
+    return predictor.find([predictor.prepare(image) for image in images])

@@ -110,6 +110,44 @@ def test_thin_images(model, cfg, shape):
         assert mask_api.decode({"size": list(shape), "counts": counts}).sum() == area
 
 
+class Cramped(torch.nn.Module):
+    """Has memory for so many images at a time."""
+
+    def __init__(self, model, room):
+        super().__init__()
+        self.model, self.room, self.sizes = model, room, []
+        self.backbone = model.backbone
+
+    def inference(self, inputs, given, *, do_postprocess):
+        self.sizes.append(len(inputs))
+        if len(inputs) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model.inference(inputs, given, do_postprocess=do_postprocess)
+
+
+def test_out_of_memory(model, cfg):
+    """A batch of unusually many masks that ends a run; or one that is tried for ever."""
+    batch = [image(64, 96) for _ in range(7)]
+    cramped = Cramped(model, 2)
+    for found, expected in zip(Predictor(cramped, cfg)(batch), Predictor(model, cfg)(batch), strict=True):
+        assert_same(found, expected)
+    assert cramped.sizes == [7, 3, 1, 2, 4, 2, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        Predictor(Cramped(model, 0), cfg)(batch)
+
+
+def test_steps(model, cfg):
+    """The steps that a worker takes in different threads give what one call gives."""
+    predictor = Predictor(model, cfg)
+    batch = [image(64, 96), image(70, 50), image(33, 50)]
+    prepared = [predictor.prepare(pixels) for pixels in batch]
+    assert [one.like for one in prepared] == [(64, 96), (96, 64), (64, 96)]
+    assert prepared[0].nbytes == 3 * 64 * 96
+    fetched = predict.fetch(predictor.find(prepared))
+    for found, expected in zip(fetched.wait(), predictor(batch), strict=True):
+        assert_same(predict.encode(found), expected)
+
+
 def test_training_after_labeling(cfg):
     """Labeling leaves the model as it was: it can be trained afterwards, in the same process."""
     torch.manual_seed(3)

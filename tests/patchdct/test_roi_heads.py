@@ -137,7 +137,7 @@ def test_labeling_with_any_mask_head(name):
     sides = {"maskrcnn_demo": 28}
     pixels = [np.random.randint(0, 256, (64, 96, 3), np.uint8), np.random.randint(0, 256, (70, 60, 3), np.uint8)]
     predictor = Predictor(model, cfg)
-    for found, image, predicted in zip(predictor.find(pixels), pixels, predictor(pixels), strict=True):
+    for found, image, predicted in zip(small.find(predictor, pixels), pixels, predictor(pixels), strict=True):
         assert found.pred_masks.shape == (5, 1, *[sides.get(name, 112)] * 2)
         for counts, area in zip(predicted.counts, predicted.areas, strict=True):
             assert mask_api.decode({"size": list(image.shape[:2]), "counts": counts}).sum() == area

@@ -59,7 +59,7 @@ def test_same_as_detectron2(trained, scene, flip, scales):
     expected = output["instances"]
     assert len(expected) > 2
 
-    [found] = TtaPredictor(model, cfg, flip=flip, scales=scales).find([pixels])
+    [found] = small.find(TtaPredictor(model, cfg, flip=flip, scales=scales), [pixels])
     assert torch.equal(found.pred_classes, expected.pred_classes)
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=0)
@@ -73,8 +73,8 @@ def test_mirror_image(trained, scene):
     model, cfg = trained
     predictor = TtaPredictor(model, cfg, flip=True)
     pixels = [scene.image, scene.image[:150, :121]]
-    turned = predictor.find([shown[:, ::-1] for shown in pixels])
-    for found, mirrored in zip(predictor.find(pixels), turned, strict=True):
+    turned = small.find(predictor, [shown[:, ::-1] for shown in pixels])
+    for found, mirrored in zip(small.find(predictor, pixels), turned, strict=True):
         height, width = found.image_size
         assert len(found) > 2
         assert torch.equal(mirrored.pred_classes, found.pred_classes)
@@ -124,7 +124,7 @@ def test_images_together_and_alone(model, cfg):
 
 def test_limit_of_detections(model, cfg):
     """The versions together find more than the limit; the labels are the best of them, in order, within it."""
-    [found] = TtaPredictor(model, cfg, flip=True, scales=(64, 80, 96)).find([image(64, 96)])
+    [found] = small.find(TtaPredictor(model, cfg, flip=True, scales=(64, 80, 96)), [image(64, 96)])
     assert len(found) == cfg.TEST.DETECTIONS_PER_IMAGE
     assert (found.scores.diff() <= 0).all()
 
@@ -151,7 +151,7 @@ def test_precision(model, cfg, precision, dtype):
     hooks = [layer.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype)) for layer in layers]
     try:
         predictor = TtaPredictor(model, cfg, precision=precision, flip=True)
-        [found] = predictor.find([image(64, 96)])
+        [found] = small.find(predictor, [image(64, 96)])
     finally:
         for hook in hooks:
             hook.remove()

@@ -43,6 +43,10 @@ def numbered(count: int, **size: int) -> Iterator[ImageRecord]:
     return (record(png(number, **size), str(number)) for number in range(count))
 
 
+def unchanged(pixels: Pixels) -> Pixels:
+    return pixels
+
+
 def number(pixels: Pixels | str) -> int:
     assert not isinstance(pixels, str), pixels
     return int(pixels[0, 0, 0])
@@ -68,7 +72,7 @@ def hostile() -> Iterator[Decoding]:
 def test_images_come_in_order_and_without_their_bytes(limits: LimitsConfig) -> None:
     """Masks on the neighbour's image; or a batch that holds encoded and decoded images at once."""
     with Decoding(limits) as decoding:
-        found = list(decoding.stream(numbered(30), ahead=7, ahead_bytes=PLENTY))
+        found = list(decoding.stream(numbered(30), ahead=7, ahead_bytes=PLENTY, then=unchanged))
     assert [(one.key, number(pixels)) for one, pixels in found] == [(str(n), n) for n in range(30)]
     assert {one.data for one, _ in found} == {b""}
     assert {one.uri for one, _ in found} == {"s3://bucket/in.tar"}
@@ -88,7 +92,7 @@ def test_both_ways_say_the_same(limits: LimitsConfig) -> None:
     ]
     with Decoding(limits) as decoding:
         reasons = [decoding.one(one) for one in given]
-        assert [pixels for _, pixels in decoding.stream(given, ahead=3, ahead_bytes=PLENTY)] == reasons
+        assert [pixels for _, pixels in decoding.stream(given, ahead=3, ahead_bytes=PLENTY, then=unchanged)] == reasons
     assert reasons == [
         "missing: s3://bucket/0.jpg",
         "empty: 0 bytes",
@@ -104,33 +108,54 @@ class Counted:
     """Records, and how many of them were asked for."""
 
     def __init__(self, records: Iterator[ImageRecord]) -> None:
-        self.records, self.count = records, 0
+        self.records, self.count, self.more = records, 0, threading.Condition()
 
     def __iter__(self) -> Iterator[ImageRecord]:
         for one in self.records:
-            self.count += 1
+            with self.more:
+                self.count += 1
+                self.more.notify()
             yield one
+
+    def wait_for(self, count: int) -> None:
+        with self.more:
+            assert self.more.wait_for(lambda: self.count >= count, 60), f"only {self.count} were read"
 
 
 @pytest.mark.parametrize(
     ("ahead", "ahead_bytes", "most"),
     [
         (4, PLENTY, 4),  # by number
-        (100, 3 * 300 * 200 * 3, 3),  # by size decoded, of which the encoded one is a small part
+        (100, 3 * 300 * 200 * 3, 2),  # by size decoded; the encoded one is a small part, but too much for a third
         (100, 1, 1),  # always one, however large
     ],
 )
 def test_no_more_is_held_than_was_asked_for(ahead: int, ahead_bytes: int, most: int) -> None:
     """Memory that grows with the size of the images; or a stream that stands still at one larger than its share."""
     given = Counted(numbered(40, width=300, height=200))
-    held = []
     with Decoding(LimitsConfig()) as decoding:
-        for position, (_, pixels) in enumerate(decoding.stream(given, ahead=ahead, ahead_bytes=ahead_bytes), start=1):
+        stream = decoding.stream(given, ahead=ahead, ahead_bytes=ahead_bytes, then=unchanged)
+        for position, (_, pixels) in enumerate(stream, start=1):
             assert number(pixels) == position - 1
-            held.append(given.count - position)
-    assert len(held) == 40
-    assert most - 1 <= max(held) <= most
-    assert held[-1] == 0
+            given.wait_for(min(40, position + most + 1))  # one more has been read, and waits for room
+            assert given.count <= position + most + 1
+    assert position == 40
+
+
+def test_streams_share_their_room() -> None:
+    """A worker with two shards that takes twice the memory it may."""
+    size = 300 * 200 * 3 + max(len(png(one, 300, 200)) for one in range(20))
+    first, second = (Counted(numbered(20, width=300, height=200)) for _ in range(2))
+    with Decoding(LimitsConfig()) as decoding:
+        streams = [
+            decoding.stream(given, ahead=100, ahead_bytes=6 * size, then=unchanged) for given in (first, second)
+        ]
+        next(streams[0])
+        first.wait_for(8)
+        assert number(next(streams[1])[1]) == 0  # a single one may always be held
+        second.wait_for(3)
+        assert (first.count, second.count) == (8, 3)
+        assert [number(pixels) for stream in streams for _, pixels in stream] == [*range(1, 20)] * 2
 
 
 def test_a_size_that_will_be_refused_takes_no_room() -> None:
@@ -138,9 +163,9 @@ def test_a_size_that_will_be_refused_takes_no_room() -> None:
     claim = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\xff" * 8 + b"\x08\x02\0\0\0"
     given = Counted(iter([record(claim)] * 20))
     with Decoding(LimitsConfig()) as decoding:
-        stream = decoding.stream(given, ahead=10, ahead_bytes=10**6)
+        stream = decoding.stream(given, ahead=10, ahead_bytes=10**6, then=unchanged)
         assert str(next(stream)[1]).startswith("too_large: 4294967295x4294967295")
-        assert given.count == 11
+        given.wait_for(12)
 
 
 def test_what_the_source_raises_comes_through(limits: LimitsConfig) -> None:
@@ -152,7 +177,7 @@ def test_what_the_source_raises_comes_through(limits: LimitsConfig) -> None:
 
     with Decoding(limits) as decoding:
         with pytest.raises(ShardError, match="is damaged"):
-            list(decoding.stream(broken(), ahead=3, ahead_bytes=PLENTY))
+            list(decoding.stream(broken(), ahead=3, ahead_bytes=PLENTY, then=unchanged))
         assert number(decoding.one(record(png(9)))) == 9
 
 
@@ -168,7 +193,7 @@ def test_leaving_early_closes_the_source_and_waits_for_nothing(limits: LimitsCon
             closed.set()
 
     with Decoding(limits) as decoding:
-        stream = decoding.stream(endless(), ahead=50, ahead_bytes=PLENTY)
+        stream = decoding.stream(endless(), ahead=50, ahead_bytes=PLENTY, then=unchanged)
         next(stream)
         stream.close()  # type: ignore[attr-defined]
         gc.collect()
@@ -180,7 +205,7 @@ def test_nothing_is_left_running(limits: LimitsConfig) -> None:
     """Processes that gather, run after run, until the node is full of them."""
     before = all_children()
     with Decoding(limits, threads=2) as decoding:
-        list(decoding.stream(numbered(6), ahead=4, ahead_bytes=PLENTY))
+        list(decoding.stream(numbered(6), ahead=4, ahead_bytes=PLENTY, then=unchanged))
         assert len(all_children() - before) == (2 if limits.isolate_decoding else 0)
     assert all_children() <= before
 
@@ -198,7 +223,7 @@ def test_nothing_is_left_running(limits: LimitsConfig) -> None:
 def test_a_crash_costs_one_image(misdeed: bytes, reason: str, hostile: Decoding) -> None:
     """A shard of thousands set aside for a single file that its decoder cannot bear."""
     given = [record(png(1), "1"), record(misdeed + b" " + bytes(10**6), "2"), *numbered(5)]
-    found = [pixels for _, pixels in hostile.stream(given, ahead=4, ahead_bytes=PLENTY)]
+    found = [pixels for _, pixels in hostile.stream(given, ahead=4, ahead_bytes=PLENTY, then=unchanged)]
     assert found[1] == reason
     assert [number(pixels) for pixels in (found[0], *found[2:])] == [1, 0, 1, 2, 3, 4]
 
@@ -207,7 +232,7 @@ def test_a_decoder_that_hangs_costs_one_image() -> None:
     """A worker that stands still until its shard's time is up, three times."""
     with Decoding(ISOLATED, target="tests.decoders:decode", time_limit_s=1) as decoding:
         given = [record(b"hang"), record(png(1)), record(b"hang"), record(png(2))]
-        found = [pixels for _, pixels in decoding.stream(given, ahead=4, ahead_bytes=PLENTY)]
+        found = [pixels for _, pixels in decoding.stream(given, ahead=4, ahead_bytes=PLENTY, then=unchanged)]
     assert found[0] == found[2] == "crashed: no result within 1 s"
     assert [number(found[1]), number(found[3])] == [1, 2]
 
@@ -216,7 +241,11 @@ def test_leaving_does_not_wait_for_a_decoder_that_hangs() -> None:
     """A worker that is told to stop, and does not for a minute."""
     before = all_children()
     with Decoding(ISOLATED, target="tests.decoders:decode", threads=1, time_limit_s=10_000) as decoding:
-        next(decoding.stream([record(png(1)), record(b"hang"), record(b"hang")], ahead=3, ahead_bytes=PLENTY))
+        next(
+            decoding.stream(
+                [record(png(1)), record(b"hang"), record(b"hang")], ahead=3, ahead_bytes=PLENTY, then=unchanged
+            )
+        )
     assert all_children() <= before
 
 
@@ -307,7 +336,7 @@ from tests.pipeline.test_decoding import png, record
 decoding = Decoding(LimitsConfig(isolate_decoding=True), target="tests.decoders:decode", time_limit_s=1, threads=1)
 other = Decoding(LimitsConfig(isolate_decoding=True))
 other.one(record(png(1)))
-stream = decoding.stream([record(png(1)), record(b"linger " + sys.argv[1].encode())], ahead=2, ahead_bytes=10**9)
+stream = decoding.stream([record(png(1)), record(b"linger " + sys.argv[1].encode())], ahead=2, ahead_bytes=10**9, then=lambda pixels: pixels)
 next(stream)
 sys.stdin.read()
 """
