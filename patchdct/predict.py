@@ -201,7 +201,7 @@ def fetch(found: Sequence[Instances]) -> Fetched:
         Instances(one.image_size, **{name: here(value) for name, value in one.get_fields().items()}) for one in found
     )
     copied = None
-    if any(one.scores.is_cuda for one in found):
+    if any(one.pred_boxes.device.type == "cuda" for one in found):
         copied = torch.cuda.Event()
         copied.record()
     return Fetched(instances=instances, copied=copied)

@@ -148,6 +148,44 @@ def test_steps(model, cfg):
         assert_same(predict.encode(found), expected)
 
 
+class Chip:
+    """Takes `fixed` seconds for a batch and `each` for an image of it, and has memory for `room` images."""
+
+    def __init__(self, fixed, each, room=1000):
+        self.fixed, self.each, self.room, self.now = fixed, each, room, 0.0
+
+    def try_out(self, size):
+        if size > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.now += self.fixed + self.each * size
+
+
+@pytest.mark.parametrize(
+    ("chip", "best"),
+    [
+        (Chip(0.0, 1.0), 1),  # nothing is gained
+        (Chip(0.1, 1.0), 2),  # 1.1, 1.05, 1.025 s an image
+        (Chip(10.0, 1.0), 64),
+        (Chip(10.0, 1.0, room=20), 16),
+        (Chip(10.0, 1.0, room=1), 1),
+    ],
+)
+def test_best_batch_size(chip, best):
+    """Batches that are too small for the chip, or larger than pays, or than its memory holds."""
+    assert predict.best_batch_size(chip.try_out, clock=lambda: chip.now) == best
+
+
+def test_trial_goes_as_far_as_labels_do(model, cfg):
+    """A batch size that is found for images without masks, and runs out of memory at the first with many."""
+    masks = []
+    hook = model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: masks.append(len(inputs[0])))
+    try:
+        Predictor(model, cfg).try_out(3)
+    finally:
+        hook.remove()
+    assert max(masks) == 3 * cfg.TEST.DETECTIONS_PER_IMAGE
+
+
 def test_training_after_labeling(cfg):
     """Labeling leaves the model as it was: it can be trained afterwards, in the same process."""
     torch.manual_seed(3)

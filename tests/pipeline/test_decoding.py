@@ -147,9 +147,7 @@ def test_streams_share_their_room() -> None:
     size = 300 * 200 * 3 + max(len(png(one, 300, 200)) for one in range(20))
     first, second = (Counted(numbered(20, width=300, height=200)) for _ in range(2))
     with Decoding(LimitsConfig()) as decoding:
-        streams = [
-            decoding.stream(given, ahead=100, ahead_bytes=6 * size, then=unchanged) for given in (first, second)
-        ]
+        streams = [decoding.stream(given, ahead=100, ahead_bytes=6 * size, then=unchanged) for given in (first, second)]
         next(streams[0])
         first.wait_for(8)
         assert number(next(streams[1])[1]) == 0  # a single one may always be held
@@ -332,11 +330,12 @@ def test_a_process_does_not_outlive_its_parent(tmp_path: Path) -> None:
 import sys
 from pipeline.config.label import LimitsConfig
 from pipeline.decoding import Decoding
-from tests.pipeline.test_decoding import png, record
+from tests.pipeline.test_decoding import png, record, unchanged
 decoding = Decoding(LimitsConfig(isolate_decoding=True), target="tests.decoders:decode", time_limit_s=1, threads=1)
 other = Decoding(LimitsConfig(isolate_decoding=True))
 other.one(record(png(1)))
-stream = decoding.stream([record(png(1)), record(b"linger " + sys.argv[1].encode())], ahead=2, ahead_bytes=10**9, then=lambda pixels: pixels)
+given = [record(png(1)), record(b"linger " + sys.argv[1].encode())]
+stream = decoding.stream(given, ahead=2, ahead_bytes=10**9, then=unchanged)
 next(stream)
 sys.stdin.read()
 """

@@ -11,7 +11,9 @@ from patchdct.checkpoint import save_checkpoint
 from patchdct.config import load_config
 from pipeline.config import LabelerConfig, TtaConfig
 from pipeline.errors import UserError
+from pipeline.labelers import batch_size, staged
 from pipeline.patchdct_labeler import PatchDCTLabeler
+from tests.fakes import ThresholdLabeler
 from tests.patchdct import small
 
 WEIGHTS = str(small.CONFIGS / "patchdct_demo.pth")
@@ -40,6 +42,32 @@ def test_augmentation_reaches_the_model(plain, flipped):
     best, same = found.scores.argmax(), expected.scores.argmax()
     assert found.category_ids[best] == expected.category_ids[same]
     np.testing.assert_allclose(found.boxes[best], expected.boxes[same], atol=4)
+
+
+@pytest.mark.parametrize("made", ["plain", "flipped"])
+def test_steps(made, request):
+    """Labels that depend on whether a worker overlaps the steps, or on which images share a batch."""
+    one = request.getfixturevalue(made)
+    images = [scenes.draw_scene(seed, 160).image for seed in (102, 103)] + [scenes.draw_scene(104, 200).image[:100]]
+    assert staged(one) is one
+    prepared = [one.prepare(image) for image in images]
+    assert prepared[0].like == prepared[1].like != prepared[2].like
+    assert prepared[0].nbytes == 3 * 160 * 160 * (2 if made == "flipped" else 1)
+    steps = [*one.encode(one.find(prepared[:2])), *one.encode(one.find(prepared[2:]))]
+    for found, expected in zip(steps, one.label(images), strict=True):
+        assert found.counts == expected.counts
+        assert len(found) > 0
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_batch_size_by_trial(store, plain):
+    """The word `auto` that reaches the worker as it is; or a trial for every shard."""
+    config = LabelerConfig(weights=WEIGHTS, batch_size="auto")
+    sizes = {batch_size(staged(plain), config) for _ in range(3)}
+    assert len(sizes) == 1
+    assert sizes <= {1, 2, 4, 8, 16, 32, 64}
+    assert batch_size(staged(plain), LabelerConfig(weights=WEIGHTS, batch_size=5)) == 5
+    assert batch_size(staged(ThresholdLabeler(config, store)), config) == 8
 
 
 def test_fingerprint(store, plain, flipped):
