@@ -93,14 +93,19 @@ class Predictor:
         """Label RGB images, uint8 [H, W, 3] of any sizes -> a prediction for each, in order."""
         return [encode(found) for found in self.find([self.prepare(image) for image in images])]
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
-        """Resize an RGB image, uint8 [H, W, 3]."""
-        height, width = image.shape[:2]
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image is resized to."""
+        if not self._min_size:
+            return height, width
+        to_h, to_w = ResizeShortestEdge.get_output_shape(height, width, self._min_size, self._max_size)
+        return max(1, to_h), max(1, to_w)  # an image of 1 x 5000 pixels would be left without rows
+
+    def prepare(self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None) -> Prepared:
+        """Resize an RGB image, uint8 [H, W, 3], which may have been reduced from another `size` (H, W) before."""
+        height, width = size or image.shape[:2]
         if self._bgr:
             image = image[:, :, ::-1]
-        resize = ResizeShortestEdge([self._min_size] * 2, self._max_size).get_transform(image)
-        if isinstance(resize, ResizeTransform):  # an image of 1 x 5000 pixels would be left without rows
-            resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+        resize = ResizeTransform(*image.shape[:2], *self.input_size(height, width))
         pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1)))
         if self._device.type == "cuda":  # from where a copy to the GPU does not wait
             pixels = pixels.pin_memory()

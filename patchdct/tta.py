@@ -60,9 +60,13 @@ class TtaPredictor:
         """Label RGB images, uint8 [H, W, 3] of any sizes -> a prediction for each, in order."""
         return [encode(found) for found in self.find([self.prepare(image) for image in images])]
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> PreparedVersions:
-        """The versions of an RGB image, uint8 [H, W, 3]."""
-        return PreparedVersions(tuple(version.prepare(image) for version in self._versions))
+    def prepare(self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None) -> PreparedVersions:
+        """The versions of an RGB image, uint8 [H, W, 3], which may have been reduced from another `size` before."""
+        return PreparedVersions(tuple(version.prepare(image, size) for version in self._versions))
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width of the largest version of an image."""
+        return max(version.predictor.input_size(height, width) for version in self._versions)
 
     @torch.inference_mode()
     def find(self, batch: Sequence[PreparedVersions]) -> list[Instances]:
@@ -79,7 +83,7 @@ class TtaPredictor:
 
     def try_out(self, size: int) -> None:
         """As `predict.Predictor.try_out`, for the version that takes most."""
-        largest = max(self._versions, key=lambda version: version.prepare(np.zeros((*TRIAL_SIZE, 3), np.uint8)).nbytes)
+        largest = max(self._versions, key=lambda version: version.predictor.input_size(*TRIAL_SIZE))
         largest.predictor.try_out(size)
 
     def _merge(self, found: Sequence[Instances]) -> Instances:
@@ -114,8 +118,8 @@ class _Version:
     predictor: Predictor
     mirrored: bool
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> Prepared:
-        return self.predictor.prepare(image[:, ::-1] if self.mirrored else image)
+    def prepare(self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None) -> Prepared:
+        return self.predictor.prepare(image[:, ::-1] if self.mirrored else image, size)
 
     def boxes(self, images: Sequence[Prepared]) -> list[Instances]:
         return [self._turned(found) for found in self.predictor.find(images)]

@@ -25,9 +25,9 @@ from pipeline import images
 from pipeline.config import LimitsConfig
 from pipeline.decoding_child import ANSWER, REQUEST, receive
 from pipeline.errors import ImageError, RunError
-from pipeline.image_headers import announced_size
+from pipeline.image_headers import announced_size, reduction, upright_size
 from pipeline.parallel import Prefetch
-from pipeline.records import ImageRecord, Pixels
+from pipeline.records import ImageRecord, Picture, Pixels
 
 #: The longest that a process may take for an image, and until it is ready, in seconds.
 TIME_LIMIT_S, START_LIMIT_S = 60, 60
@@ -52,6 +52,7 @@ class Decoding:
         threads: int = 4,
         time_limit_s: float = TIME_LIMIT_S,
         memory: int | None = None,
+        wanted: Callable[[int, int], tuple[int, int]] | None = None,
         target: str = "pipeline.images:decode",
     ) -> None:
         """Nothing is started yet.
@@ -61,6 +62,8 @@ class Decoding:
             threads: how many images `stream` decodes at once.
             time_limit_s: for an image, in a process.
             memory: address space of a process in bytes; None derives it from the limits.
+            wanted: height and width of an image -> those that a labeler resizes it to; a JPEG that is more than twice
+                as large is then decoded at a part of its size. None: nothing is.
             target: `module:function` that decodes in a process, with the signature of `images.decode`.
         """
         self._limits = limits
@@ -68,7 +71,7 @@ class Decoding:
         self._memory = memory or (
             BASE_MEMORY + MEMORY_PER_PIXEL * limits.max_image_pixels + MEMORY_PER_BYTE * limits.max_image_bytes
         )
-        self._target = target
+        self._wanted, self._target = wanted, target
         self._prefetch = Prefetch(threads, "decoding")
         self._lock = threading.Lock()
         self._processes: set[_Process] = set()
@@ -87,13 +90,21 @@ class Decoding:
         for process in self._processes:
             process.close()
 
-    def one(self, record: ImageRecord) -> Pixels | str:
-        """The pixels of an image, or the reason why there are none.
+    def one(self, record: ImageRecord) -> Picture | str:
+        """A decoded image, or the reason why there is none.
 
         Raises:
             RunError: decoding processes do not start.
         """
-        return self._decoded(record.error, record.data)
+        if record.error is not None:
+            return record.error
+        data = record.data
+        part = 1 if self._wanted is None else reduction(data, self._wanted)
+        pixels = self._decoded(data, part)
+        if isinstance(pixels, str):
+            return pixels
+        height, width = pixels.shape[:2] if part == 1 else upright_size(data, pixels, part)
+        return Picture(pixels=pixels, height=height, width=width)
 
     def stream(
         self,
@@ -101,17 +112,17 @@ class Decoding:
         *,
         ahead: int,
         ahead_bytes: int,
-        then: Callable[[Pixels], T],
+        then: Callable[[Picture], T],
         at_end: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[ImageRecord, T | str]]:
-        """Each record, without its bytes, and what is made of its pixels, or the reason why there are none; in order.
+        """Each record, without its bytes, and what is made of the image, or the reason why there is none; in order.
 
         Args:
             records: what to decode. Whatever their iterator raises comes through.
             ahead: how many images are held at most, decoded or waiting for that.
             ahead_bytes: about how many bytes these may take, encoded and decoded, together with those of other streams
                 of this worker; a single image may always be held.
-            then: what is done with the pixels, in the thread that decoded them.
+            then: what is done with an image, in the thread that decoded it.
             at_end: is called when the last record has been read.
 
         Raises:
@@ -119,8 +130,8 @@ class Decoding:
         """
 
         def make(record: ImageRecord) -> tuple[ImageRecord, T | str]:
-            pixels = self._decoded(record.error, record.data)
-            return replace(record, data=b""), pixels if isinstance(pixels, str) else then(pixels)
+            picture = self.one(record)
+            return replace(record, data=b""), picture if isinstance(picture, str) else then(picture)
 
         return self._prefetch.stream(
             records, make, cost=self._cost, ahead=ahead, ahead_bytes=ahead_bytes, at_end=at_end
@@ -132,22 +143,23 @@ class Decoding:
         pixels = width * height
         return len(record.data) + (3 * pixels if pixels <= self._limits.max_image_pixels else 0)
 
-    def _decoded(self, error: str | None, data: bytes) -> Pixels | str:
-        if error is not None:
-            return error
-        if self._limits.isolate_decoding and 0 < len(data) <= self._limits.max_image_bytes:
-            return self._isolated(data)
+    def _decoded(self, data: bytes, part: int) -> Pixels | str:
+        limits = self._limits
+        if limits.isolate_decoding and 0 < len(data) <= limits.max_image_bytes:
+            return self._isolated(data, part)
         try:
-            return images.decode(data, max_bytes=self._limits.max_image_bytes, max_pixels=self._limits.max_image_pixels)
+            return images.decode(
+                data, max_bytes=limits.max_image_bytes, max_pixels=limits.max_image_pixels, reduce=part
+            )
         except ImageError as refused:
             return str(refused)
 
-    def _isolated(self, data: bytes) -> Pixels | str:
+    def _isolated(self, data: bytes, part: int) -> Pixels | str:
         """Decode in a process; once more if SIGKILL ended it, which comes from outside: where memory is short, say."""
         for last in (False, True):
             process = self._take()
             try:
-                result = process.decode(data, self._limits.max_image_pixels, self._time_limit_s)
+                result = process.decode(data, part, self._limits.max_image_pixels, self._time_limit_s)
             except _DiedError as died:
                 self._discard(process)
                 if last or self._closed or died.args[0] != -signal.SIGKILL:
@@ -227,7 +239,7 @@ class _Process:
         """Whether it has not ended since its last image."""
         return self._process.poll() is None
 
-    def decode(self, data: bytes, max_pixels: int, time_limit_s: float) -> Pixels | str:
+    def decode(self, data: bytes, part: int, max_pixels: int, time_limit_s: float) -> Pixels | str:
         """Pixels or reason from the process.
 
         Raises:
@@ -237,7 +249,7 @@ class _Process:
         header = bytearray(ANSWER.size)
         try:
             self._socket.settimeout(time_limit_s)
-            self._socket.sendall(REQUEST.pack(len(data)))
+            self._socket.sendall(REQUEST.pack(len(data), part))
             self._socket.sendall(data)
             self._receive(memoryview(header), until)
             done, first, second = ANSWER.unpack(header)

@@ -3,7 +3,7 @@
 It is started as `python -m pipeline.decoding_child module:function max_bytes max_pixels memory seconds`, with one end
 of a socket as its standard input, and imports little, since it has to start quickly.
 
-    request    8 bytes: how many follow; the encoded image
+    request    REQUEST: how many bytes follow, and at which part of its size to decode them; the encoded image
     answer     ANSWER: done, height, width;          then the pixels, height * width * 3 bytes
                ANSWER: not done, length of the text, 0;    then the text, `reason: detail`
 
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pipeline.errors import ImageError
 from pipeline.records import Pixels
 
-REQUEST = struct.Struct("<Q")
+REQUEST = struct.Struct("<QB")
 ANSWER = struct.Struct("<?II")
 READY = ANSWER.pack(False, 0, 0)
 
@@ -74,11 +74,12 @@ def _serve(
     """One image. The alarm is for a process whose parent, which watches the time, is gone."""
     header = bytearray(REQUEST.size)
     receive(connection, memoryview(header))
-    data = bytearray(REQUEST.unpack(header)[0])
+    count, reduce = REQUEST.unpack(header)
+    data = bytearray(count)
     receive(connection, memoryview(data))
     signal.alarm(2 * seconds)
     try:
-        pixels = decode(bytes(data), max_bytes=max_bytes, max_pixels=max_pixels)
+        pixels = decode(bytes(data), max_bytes=max_bytes, max_pixels=max_pixels, reduce=reduce)
     except (ImageError, MemoryError) as error:
         reason = str(error) if isinstance(error, ImageError) else "crashed: the decoder ran out of memory"
         text = reason.encode("utf-8", "backslashreplace")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
+
+from pipeline.records import Pixels
 
 Size: TypeAlias = tuple[int, int]
 
@@ -69,6 +71,39 @@ def announced_size(data: bytes) -> Size | None:
     except struct.error:
         pass
     return None
+
+
+def reduction(data: bytes, wanted: Callable[[int, int], Size]) -> int:
+    """At which part of its size a JPEG can be decoded, so that no side is shorter than wanted: 1, 2, 4 or 8; else 1.
+
+    Which side is which can be told from the result: two sides that differ still do.
+
+    Args:
+        data: the encoded image.
+        wanted: height and width -> those that are wanted.
+    """
+    size = announced_size(data) if data.startswith(b"\xff\xd8") else None
+    if size is None or not all(size):
+        return 1
+    width, height = size
+    least_height, least_width = wanted(height, width)
+    for part in (8, 4, 2):
+        reduced = -(-height // part), -(-width // part)
+        large_enough = height // part >= least_height and width // part >= least_width
+        if large_enough and (height == width or reduced[0] != reduced[1]):
+            return part
+    return 1
+
+
+def upright_size(data: bytes, pixels: Pixels, part: int) -> Size:
+    """Height and width of an image, turned as its pixels are, which were decoded at a part of its size."""
+    shown: Size = pixels.shape[:2]
+    width, height = announced_size(data) or (0, 0)
+    if shown == (-(-height // part), -(-width // part)):
+        return height, width
+    if shown == (-(-width // part), -(-height // part)):
+        return width, height
+    return shown  # it was not reduced, as its decoder found another size than the header announces
 
 
 def excess(data: bytes, max_pixels: int) -> str | None:

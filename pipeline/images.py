@@ -100,7 +100,7 @@ def looks_like_image(head: bytes) -> bool:
     return _format(head) is not None or _other(head) is not None
 
 
-def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
+def decode(data: bytes, *, max_bytes: int, max_pixels: int, reduce: int = 1) -> Pixels:
     """The picture as detectron2's `read_image(format="RGB")` gives it, upright by its EXIF orientation.
 
     Grey, palette and CMYK become RGB; alpha is dropped; colour profiles are ignored; of several frames the first
@@ -114,6 +114,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
         data: the encoded image.
         max_bytes: the most bytes that are looked at (limits.max_image_bytes).
         max_pixels: the most pixels, by the size in the header (limits.max_image_pixels); checked before any is decoded.
+        reduce: 1, 2, 4 or 8; a JPEG is decoded at this part of its height and width, rounded up, as its blocks of 8
+            pixels can be. Other formats come as they are.
 
     Returns:
         uint8 [H, W, 3], RGB, writable.
@@ -140,6 +142,8 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
         if isinstance(image, TiffImageFile):  # a tile is decoded whole, however little of it the image needs
             tile = image.tag_v2.get(_TIFF_TILE_WIDTH, 0), image.tag_v2.get(_TIFF_TILE_HEIGHT, 0)
             _check_size(tile, max_pixels)
+        if reduce > 1 and image.size == announced_size(data):
+            image.draft(None, (image.width // reduce, image.height // reduce))
         return _pixels(image, kind)
     except Image.DecompressionBombError:
         raise ImageError(f"too_large: {kind} of more pixels than Pillow decodes") from None

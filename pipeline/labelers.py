@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -55,8 +55,17 @@ class StagedLabeler(Labeler, Protocol):
     `label` gives the same as the three one after another.
     """
 
-    def prepare(self, image: Pixels) -> Prepared:
-        """An image as the model takes it. Called in several threads at once."""
+    def prepare(self, image: Pixels, size: tuple[int, int] | None = None) -> Prepared:
+        """An image as the model takes it. Called in several threads at once.
+
+        Args:
+            image: as it was decoded.
+            size: its own height and width, where it was decoded at a part of them (`labeler.scaled_decoding`).
+        """
+        ...
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that `prepare` resizes an image to."""
         ...
 
     def find(self, batch: Sequence[Any]) -> Any:
@@ -114,14 +123,34 @@ class _AtOnce:
         self.fingerprint, self.categories, self.quality = labeler.fingerprint, labeler.categories, labeler.quality
         self.label = labeler.label
 
-    def prepare(self, image: Pixels) -> _Whole:
+    def prepare(self, image: Pixels, size: tuple[int, int] | None = None) -> _Whole:
+        assert size is None or size == image.shape[:2], "a labeler without steps sees images as they are"
         return _Whole(image)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
 
     def find(self, batch: Sequence[_Whole]) -> list[Instances]:
         return self.whole.label([image.pixels for image in batch])
 
     def encode(self, found: list[Instances]) -> list[Instances]:
         return found
+
+
+def wanted_size(labeler: Labeler, config: LabelerConfig) -> Callable[[int, int], tuple[int, int]] | None:
+    """What images may be reduced to while they are decoded; None: they may not.
+
+    Raises:
+        UserError: labeler.scaled_decoding is set for a labeler that sees images as they are.
+    """
+    if not config.scaled_decoding:
+        return None
+    steps = staged(labeler)
+    if steps is not labeler:
+        raise UserError(
+            f"labeler.scaled_decoding is true, but {name_of(steps)} takes images as they are; accepted is false"
+        )
+    return steps.input_size
 
 
 def check(config: LabelerConfig, store: Store) -> None:

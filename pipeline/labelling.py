@@ -20,7 +20,7 @@ from pipeline.config import LabelConfig
 from pipeline.decoding import Decoding
 from pipeline.errors import RunError
 from pipeline.labelers import Prepared, StagedLabeler, batch_size, name_of
-from pipeline.records import NO_INSTANCES, ROW_BITS, ImageLabels, ImageRecord, Instances, Pixels, Shard
+from pipeline.records import NO_INSTANCES, ROW_BITS, ImageLabels, ImageRecord, Instances, Picture, Shard
 from pipeline.trails import Step
 
 #: Images decoded ahead of the labeler, and the most that one waits for others like it, as multiples of a batch.
@@ -127,7 +127,7 @@ def label_carefully(
         if suspects and row < suspects.stop:
             size = 1 if row >= suspects.start else min(size, suspects.start - row)
         note("reading", row, (), size)
-        decoded: list[tuple[ImageRecord, Pixels | str]] = []
+        decoded: list[tuple[ImageRecord, Picture | str]] = []
         for record in islice(rest, size):
             if size == 1:
                 note("decoding", row, (record.key,), 1)
@@ -136,8 +136,8 @@ def label_carefully(
             return
         note("labeling", row, [record.key for record, _ in decoded], len(decoded))
         images = [
-            _image(number, record, pixels if isinstance(pixels, str) else _prepared(labeler, pixels))
-            for number, (record, pixels) in enumerate(decoded, start=row)
+            _image(number, record, picture if isinstance(picture, str) else _prepared(labeler, picture))
+            for number, (record, picture) in enumerate(decoded, start=row)
         ]
         held = sum(map(_nbytes, images))
         of_one_kind = batches.alike(images, _kind, _nbytes, size=usual, window=usual, window_bytes=held)
@@ -145,9 +145,10 @@ def label_carefully(
         row += len(decoded)
 
 
-def _prepared(labeler: StagedLabeler, pixels: Pixels) -> tuple[int, int, Prepared]:
+def _prepared(labeler: StagedLabeler, picture: Picture) -> tuple[int, int, Prepared]:
     """Height and width of an image, and what the model takes of it."""
-    return (*pixels.shape[:2], labeler.prepare(pixels))
+    height, width = picture.height, picture.width
+    return height, width, labeler.prepare(picture.pixels, (height, width))
 
 
 def _image(row: int, record: ImageRecord, made: tuple[int, int, Prepared] | str) -> _Image:

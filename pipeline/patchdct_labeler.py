@@ -70,9 +70,13 @@ class PatchDCTLabeler:
         """Instance masks of RGB images; see `labelers.Labeler`."""
         return self.encode(self.find([self.prepare(image) for image in images]))
 
-    def prepare(self, image: Pixels) -> Prepared:
+    def prepare(self, image: Pixels, size: tuple[int, int] | None = None) -> Prepared:
         """An RGB image as the model takes it; see `labelers.StagedLabeler`."""
-        return self._predictor.prepare(image)
+        return self._predictor.prepare(image, size)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that the model sees an image at; with versions, that of the largest."""
+        return self._predictor.input_size(height, width)
 
     def find(self, batch: Sequence[Any]) -> predict.Fetched:
         """What the model finds in prepared images, on its way to the CPU."""

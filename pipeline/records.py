@@ -60,6 +60,15 @@ class Shard:
     number: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picture:
+    """A decoded image. `height` and `width` are its own; `pixels` may have been reduced, where that is asked for."""
+
+    pixels: Pixels
+    height: int
+    width: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
     """One image of a shard as it was stored. `key` is unique within its shard.

@@ -26,7 +26,7 @@ from pipeline import __version__, ledger, scratch, sinks, sources, trails
 from pipeline.batches import InOrder
 from pipeline.config import LabelConfig
 from pipeline.decoding import Decoding
-from pipeline.labelers import Labeler, StagedLabeler, batch_size, build, staged
+from pipeline.labelers import Labeler, StagedLabeler, batch_size, build, staged, wanted_size
 from pipeline.labelling import Rows, label_carefully, label_records
 from pipeline.parallel import Behind, Line, Place
 from pipeline.records import Commit, ImageLabels, LabelerInfo, Output, Shard
@@ -59,7 +59,11 @@ class Worker:
         self._store = Store()
         self._labeler = build(config.labeler, self._store)
         batch_size(staged(self._labeler), config.labeler)  # now, if it has to be found out
-        self._decoding = Decoding(config.limits, threads=max(DECODING_THREADS, ceil(config.run.cpus_per_worker or 1)))
+        self._decoding = Decoding(
+            config.limits,
+            threads=max(DECODING_THREADS, ceil(config.run.cpus_per_worker or 1)),
+            wanted=wanted_size(self._labeler, config.labeler),
+        )
         self._joining = threading.Lock()
         self._reading, self._finding = Line(), Line()
 
@@ -150,7 +154,8 @@ def label_shard(
         }
         with ExitStack() as stack:
             writers = [stack.enter_context(sinks.SINKS[name].open(path, header)) for name, path in files.items()]
-            decoder = decoding or stack.enter_context(Decoding(run.config.limits))
+            wanted = wanted_size(labeler, run.config.labeler)
+            decoder = decoding or stack.enter_context(Decoding(run.config.limits, wanted=wanted))
             turn = turn or stack.enter_context(Turn())
             in_order: InOrder[ImageLabels] = InOrder()
             behind = stack.enter_context(Behind("writing"))

@@ -12,7 +12,7 @@ from pipeline import images
 from pipeline.records import Pixels
 
 
-def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
+def decode(data: bytes, *, max_bytes: int, max_pixels: int, reduce: int) -> Pixels:
     """`images.decode`, but for images that begin with the name of a misdeed."""
     match data.partition(b" ")[0]:
         case b"abort":
@@ -42,7 +42,7 @@ def decode(data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
                 os.write(1, b"x" * 100)
                 os.write(2, b"x" * 100)
             data = data.partition(b" ")[2]
-    return images.decode(data, max_bytes=max_bytes, max_pixels=max_pixels)
+    return images.decode(data, max_bytes=max_bytes, max_pixels=max_pixels, reduce=reduce)
 
 
 def absent() -> None:

@@ -68,7 +68,9 @@ class LabelerConfig:
     fastest on the machine. min_size, max_size: shorter and longer side of the resized image in pixels; null keeps the
     model config's. categories: a list of names (ids 1, 2, ...) or a JSON or text file of them; null takes the
     checkpoint's.
-    tta: label each image several times and average; null labels it once.
+    tta: label each image several times and average; null labels it once. scaled_decoding: decode a JPEG that is more
+    than twice as large as the model sees it at a half, a quarter or an eighth of its size, which is faster and moves
+    labels a little.
     """
 
     __pydantic_config__ = STRICT
@@ -84,6 +86,7 @@ class LabelerConfig:
     max_size: Positive | None = None
     categories: Text | Texts | None = None
     tta: TtaConfig | None = None
+    scaled_decoding: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +143,12 @@ class LabelConfig:
         """The part of the config that can change a row of the output; a resumed run must agree in it.
 
         The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out. Test-time
-        augmentation is named where there is some, so that runs from before it was known go on.
+        augmentation and scaled decoding are named where they are used, so that runs from before they were known go on.
         """
         whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         del whole["labeler"]["batch_size"]
         del whole["limits"]["isolate_decoding"]
-        if whole["labeler"]["tta"] is None:
-            del whole["labeler"]["tta"]
+        for name in ("tta", "scaled_decoding"):
+            if not whole["labeler"][name]:
+                del whole["labeler"][name]
         return {key: whole[key] for key in ("input", "output", "labeler", "limits")}

@@ -96,10 +96,10 @@ class _Watch:
     def __init__(self) -> None:
         self.decode, self.slowest = images.decode, (0.0, "")
 
-    def __call__(self, data: bytes, *, max_bytes: int, max_pixels: int) -> Pixels:
+    def __call__(self, data: bytes, *, max_bytes: int, max_pixels: int, reduce: int) -> Pixels:
         start = time.thread_time()
         try:
-            return self.decode(data, max_bytes=max_bytes, max_pixels=max_pixels)
+            return self.decode(data, max_bytes=max_bytes, max_pixels=max_pixels, reduce=reduce)
         finally:
             self.slowest = max(self.slowest, (time.thread_time() - start, f"{len(data)} bytes, {data[:12]!r}"))
 

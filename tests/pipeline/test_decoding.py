@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.config.label import LimitsConfig
 from pipeline.decoding import Decoding
 from pipeline.errors import RunError, ShardError
-from pipeline.records import ImageRecord, Pixels
+from pipeline.records import ImageRecord, Picture
 from tests.refusals import REPOSITORY
 
 PLENTY = 10**9
@@ -43,13 +43,13 @@ def numbered(count: int, **size: int) -> Iterator[ImageRecord]:
     return (record(png(number, **size), str(number)) for number in range(count))
 
 
-def unchanged(pixels: Pixels) -> Pixels:
-    return pixels
+def unchanged(picture: Picture) -> Picture:
+    return picture
 
 
-def number(pixels: Pixels | str) -> int:
-    assert not isinstance(pixels, str), pixels
-    return int(pixels[0, 0, 0])
+def number(picture: Picture | str) -> int:
+    assert not isinstance(picture, str), picture
+    return int(picture.pixels[0, 0, 0])
 
 
 def all_children() -> set[int]:
@@ -76,7 +76,7 @@ def test_images_come_in_order_and_without_their_bytes(limits: LimitsConfig) -> N
     assert [(one.key, number(pixels)) for one, pixels in found] == [(str(n), n) for n in range(30)]
     assert {one.data for one, _ in found} == {b""}
     assert {one.uri for one, _ in found} == {"s3://bucket/in.tar"}
-    assert all(isinstance(pixels, np.ndarray) and pixels.flags.writeable for _, pixels in found)
+    assert all(not isinstance(pixels, str) and pixels.pixels.flags.writeable for _, pixels in found)
 
 
 def test_both_ways_say_the_same(limits: LimitsConfig) -> None:
@@ -388,3 +388,54 @@ def test_a_small_image_does_not_wait_for_processes_unless_asked() -> None:
     with Decoding(LimitsConfig()) as decoding:
         assert number(decoding.one(record(png(1)))) == 1
         assert all_children() <= before
+
+
+def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
+    """A JPEG that is red at the left and blue at the right, as it is stored."""
+    image = Image.new("RGB", (width, height), (255, 0, 0))
+    image.paste((0, 0, 255), (width // 2, 0, width, height))
+    exif = Image.Exif()
+    exif[274] = orientation
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def half_a_hundred(height: int, width: int) -> tuple[int, int]:
+    """As a labeler that sees images at 50 pixels on their shorter side."""
+    scale = 50 / min(height, width)
+    return round(height * scale), round(width * scale)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "decoded"),
+    [
+        (jpeg(803, 401), (401, 803), (51, 101)),  # an eighth
+        (jpeg(803, 399), (399, 803), (100, 201)),  # of an eighth, the shorter side would be too short
+        (jpeg(803, 401, orientation=6), (803, 401), (101, 51)),  # stands upright when it is turned
+        (jpeg(401, 803, orientation=8), (401, 803), (51, 101)),
+        (jpeg(400, 400, orientation=6), (400, 400), (50, 50)),
+        (jpeg(400, 399), (399, 400), (399, 400)),  # nobody could tell the sides of a part of it apart
+        (jpeg(99, 99), (99, 99), (99, 99)),
+        (png(0, 803, 401), (401, 803), (401, 803)),
+    ],
+)
+@pytest.mark.parametrize("isolate", [False, True])
+def test_decoding_at_a_part_of_the_size(
+    data: bytes, size: tuple[int, int], decoded: tuple[int, int], isolate: bool
+) -> None:
+    """Masks of another size than their image, or images that are smaller than the model sees them."""
+    with Decoding(LimitsConfig(isolate_decoding=isolate), wanted=half_a_hundred, threads=1) as decoding:
+        picture = decoding.one(record(data))
+    assert not isinstance(picture, str), picture
+    assert (picture.height, picture.width) == size
+    assert picture.pixels.shape == (*decoded, 3)
+
+
+def test_nothing_is_reduced_unless_that_is_asked_for(limits: LimitsConfig) -> None:
+    """Labels that depend on a setting that nobody has set."""
+    with Decoding(limits) as decoding:
+        picture = decoding.one(record(jpeg(803, 401, orientation=6)))
+    assert not isinstance(picture, str)
+    assert picture.pixels.shape == (803, 401, 3)
+    assert (picture.height, picture.width) == (803, 401)

@@ -42,7 +42,7 @@ class StagedThreshold(ThresholdLabeler):
 
     watch = staticmethod(lambda step, reds: None)
 
-    def prepare(self, image):
+    def prepare(self, image, size=None):
         self.watch("prepare", [int(image[0, 0, 0])])
         return Prepared(image, int(image[0, 0, 0]))
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as mask_api
 
 from patchdct import scenes
 from patchdct.build import build_model
 from patchdct.checkpoint import save_checkpoint
 from patchdct.config import load_config
+from pipeline import runs
 from pipeline.config import LabelerConfig, TtaConfig
 from pipeline.errors import UserError
 from pipeline.labelers import batch_size, staged
 from pipeline.patchdct_labeler import PatchDCTLabeler
-from tests.fakes import ThresholdLabeler
+from pipeline.worker import Run, Worker
+from tests.fakes import ThresholdLabeler, write_tar
 from tests.patchdct import small
+from tests.small_runs import config_of, found_run
 
 WEIGHTS = str(small.CONFIGS / "patchdct_demo.pth")
 
 
 def labeler(store, **settings) -> PatchDCTLabeler:
     return PatchDCTLabeler(LabelerConfig(**{"weights": WEIGHTS, "min_size": 160, **settings}), store)
+
+
+def jpeg(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=95)
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +72,40 @@ def test_steps(made, request):
         assert found.counts == expected.counts
         assert len(found) > 0
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_scaled_decoding(store, tmp_path):
+    """Masks in the pixels of the reduced image; or another thing on it, because it was stretched."""
+    scene = scenes.draw_scene(105, 320)
+    large = Image.fromarray(scene.image).resize((1280, 1284), Image.Resampling.BICUBIC)
+    write_tar(tmp_path / "in/0.tar", {"scene.jpg": jpeg(large), "small.jpg": jpeg(large.resize((300, 200)))})
+    rows = {}
+    for scaled in (False, True):
+        uri = str(tmp_path / f"scaled-{scaled}")
+        config = config_of(str(tmp_path / "in"), uri)
+        settings = LabelerConfig(weights=WEIGHTS, score_threshold=0.5, scaled_decoding=scaled)
+        config = dataclasses.replace(config, labeler=settings)
+        manifest, _ = found_run(store, config)
+        Worker(config).label(manifest.shards[0], Run(id=manifest.run_id, uri=uri, config=config), 0)
+        rows[scaled] = list(runs.read_rows(store, uri))
+    for plain_row, scaled_row in zip(rows[False], rows[True], strict=True):
+        assert (scaled_row.height, scaled_row.width) == (plain_row.height, plain_row.width)
+        assert len(scaled_row.instances) == len(plain_row.instances) > 2
+        masks, expected = (
+            mask_api.decode([{"size": [row.height, row.width], "counts": counts} for counts in row.instances.counts])
+            for row in (scaled_row, plain_row)
+        )
+        assert 0.1 < expected.any(2).mean() < 0.9
+        assert (masks.any(2) != expected.any(2)).mean() < 0.01
+    assert rows[False][0].instances.counts != rows[True][0].instances.counts
+    assert rows[False][1].instances.counts == rows[True][1].instances.counts
+
+
+def test_scaled_decoding_takes_a_labeler_that_resizes(store):
+    """A labeler that is shown an eighth of an image, and draws its masks on that."""
+    config = LabelerConfig(name="tests.fakes:ThresholdLabeler", scaled_decoding=True)
+    with pytest.raises(UserError, match=r"scaled_decoding is true, but ThresholdLabeler takes images as they are"):
+        Worker(dataclasses.replace(config_of("in", "out"), labeler=config))
 
 
 def test_batch_size_by_trial(store, plain):
