@@ -71,11 +71,14 @@ class Worker:
         """What the manifest says of the labeler."""
         return LabelerInfo(fingerprint=self._labeler.fingerprint, categories=self._labeler.categories)
 
-    def label(self, shard: Shard, run: Run, strikes: int) -> Commit:
-        """Label one shard; see `label_shard`. Threads may call this at once; the shards take turns."""
+    def join(self) -> Turn:
+        """A turn behind those of the shards that are under way."""
         with self._joining:
-            turn = Turn(self._reading.join(), self._finding.join())
-        with turn:
+            return Turn(self._reading.join(), self._finding.join())
+
+    def label(self, shard: Shard, run: Run, strikes: int, turn: Turn | None = None) -> Commit:
+        """Label one shard; see `label_shard`. Threads may call this at once; without a `turn`, it joins behind them."""
+        with turn or self.join() as turn:
             return label_shard(
                 shard,
                 run=run,
