@@ -41,17 +41,30 @@ class CocoFile:
 
 @contextmanager
 def coco_file(path: Path, info: Mapping[str, object], categories: Sequence[Category]) -> Iterator[CocoFile]:
-    """Write the COCO JSON `path` with this info; another file beside it exists meanwhile."""
-    rest = path.with_suffix(".annotations")
-    with path.open("w", encoding="utf-8") as images, rest.open("w+", encoding="utf-8") as annotations:
-        images.write(f'{{"info": {json.dumps(info)}, "licenses": [], ')
-        images.write(f'"categories": {json.dumps([asdict(c) for c in categories])}, "images": [')
+    """Write the COCO JSON `path`; two other files beside it exist meanwhile.
+
+    Args:
+        path: what to write.
+        info: where the labels come from; it is asked for at the end, and may be completed until then.
+        categories: what the category ids mean.
+    """
+    parts = [path.with_suffix(".images"), path.with_suffix(".annotations")]
+    with parts[0].open("w+", encoding="utf-8") as images, parts[1].open("w+", encoding="utf-8") as annotations:
         yield CocoFile(images, annotations)
-        images.write('],\n"annotations": [')
-        annotations.seek(0)
-        shutil.copyfileobj(annotations, images)
-        images.write("]}\n")
-    rest.unlink()
+        with path.open("w", encoding="utf-8") as file:
+            file.write(f'{{"info": {json.dumps(dict(info))}, "licenses": [], ')
+            file.write(f'"categories": {json.dumps([asdict(c) for c in categories])}, "images": [')
+            _append(images, file)
+            file.write('],\n"annotations": [')
+            _append(annotations, file)
+            file.write("]}\n")
+    for part in parts:
+        part.unlink()
+
+
+def _append(part: TextIO, file: TextIO) -> None:
+    part.seek(0)
+    shutil.copyfileobj(part, file)
 
 
 def annotations_of(row: ImageLabels) -> Iterator[dict[str, Any]]:

@@ -24,15 +24,15 @@ from pipeline.store import Store, redact
 class Source:
     """What is exported: the rows of a run, with the instances that score at least `min_score`.
 
-    done: how many of the manifest's shards are committed. fingerprints: of the labelers that made them. rows: once.
+    rows: once. done: by the fingerprint of the labeler, how many shards the rows were of that have been taken so far;
+    when they are all taken, it is what is committed.
     """
 
     uri: str
     manifest: Manifest
-    done: int
-    fingerprints: tuple[str, ...]
     min_score: float
     rows: Iterator[ImageLabels]
+    done: Counter[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,22 +77,15 @@ def export(store: Store, run_uri: str, *, format: str, out: str, min_score: floa
     if format not in EXPORTS:
         raise UserError(f"--format is {format!r}; accepted are {', '.join(EXPORTS)}.")
     manifest = ledger.read_manifest(store, run_uri)
-    listed = ledger.listing(store, run_uri)
-    done = Counter(commit.fingerprint for commit in runs.read_commits(store, run_uri, manifest, listed=listed))
+    done: Counter[str] = Counter()
 
     def rows() -> Iterator[ImageLabels]:
-        for commit in runs.read_commits(store, run_uri, manifest, listed=listed):  # without what is committed since
+        for commit in runs.read_commits(store, run_uri, manifest):
+            done[commit.fingerprint] += 1
             for row in runs.rows(store, run_uri, commit):
                 yield replace(row, instances=row.instances.above(min_score))
 
-    source = Source(
-        uri=run_uri,
-        manifest=manifest,
-        done=done.total(),
-        fingerprints=tuple(sorted(done)),
-        min_score=min_score,
-        rows=rows(),
-    )
+    source = Source(uri=run_uri, manifest=manifest, min_score=min_score, rows=rows(), done=done)
     return EXPORTS[format](source, store=store, out=out)
 
 
@@ -102,9 +95,11 @@ def coco(source: Source, /, *, store: Store, out: str) -> Written:
         raise UserError(f"--out is {redact(out)}, a folder; name the file, for example {redact(out)}instances.json.")
     with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
         path = Path(folder) / "export.json"
-        with coco_file(path, _info(source), source.manifest.categories) as file:
+        info: dict[str, object] = {}
+        with coco_file(path, info, source.manifest.categories) as file:
             for row in source.rows:
                 file.write([row])
+            info |= _info(source)
         store.put(out, path)
         return Written(
             uri=redact(out),
@@ -112,7 +107,7 @@ def coco(source: Source, /, *, store: Store, out: str) -> Written:
             quarantined=file.quarantined,
             instances=file.instances,
             bytes=path.stat().st_size,
-            missing=len(source.manifest.shards) - source.done,
+            missing=len(source.manifest.shards) - source.done.total(),
         )
 
 
@@ -120,8 +115,8 @@ EXPORTS: dict[str, Export] = {"coco": coco}
 
 
 def _info(source: Source) -> dict[str, object]:
-    """Where the labels come from."""
-    shards = len(source.manifest.shards)
+    """Where the labels come from, once all rows are taken."""
+    shards, done = len(source.manifest.shards), source.done.total()
     return {
         "description": f"instance masks of the labeling run {source.manifest.run_id}",
         "version": __version__,
@@ -130,9 +125,9 @@ def _info(source: Source) -> dict[str, object]:
         "run_id": source.manifest.run_id,
         "run_created": source.manifest.created,
         "run_version": source.manifest.version,
-        "fingerprint": ", ".join(source.fingerprints) or source.manifest.fingerprint,
+        "fingerprint": ", ".join(sorted(source.done)) or source.manifest.fingerprint,
         "shards": shards,
-        "shards_done": source.done,
-        "complete": source.done == shards,
+        "shards_done": done,
+        "complete": done == shards,
         "min_score": source.min_score,
     }

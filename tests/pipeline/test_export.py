@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from pipeline import runs
+from pipeline.coco_file import coco_file
 from pipeline.errors import StoreError, UserError
 from pipeline.export import export
 from pipeline.store import join
@@ -128,3 +129,26 @@ def test_what_cannot_be_exported_is_refused(store, run, tmp_path, format, out, w
         export(
             store, run, format=format, out=join(str(tmp_path), out) if not out.endswith("/") else str(tmp_path) + "/"
         )
+
+
+def test_commits_are_read_once(store, run, tmp_path):
+    """Reading a million commits from object storage takes minutes, and twice as many with two readings."""
+    read = []
+
+    class Counting(type(store)):
+        def open(self, uri, *, etag=None):
+            read.append(uri)
+            return super().open(uri, etag=etag)
+
+    export(Counting(), run, format="coco", out=str(tmp_path / "out.json"))
+    commits = [uri for uri in read if "/commits/" in uri]
+    assert len(commits) == len(set(commits)) == 2
+
+
+def test_the_info_may_come_last(tmp_path):
+    """An export knows whose labels it holds once it has read them; parts of it are not to be left beside it."""
+    info = {}
+    with coco_file(tmp_path / "out.json", info, []):
+        info["run_id"] = "known by now"
+    assert json.loads((tmp_path / "out.json").read_text())["info"] == {"run_id": "known by now"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
