@@ -18,7 +18,7 @@ unit slow test-s3 bench-paste train-deaths memory: export OMP_NUM_THREADS = 1
 unit slow test-s3 train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-ledger memory audit format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-ledger bench-export benchmark memory audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -67,6 +67,12 @@ chaos: $(SEAWEEDFS)  ## kill drivers, workers, nodes and the S3 server in N=20 r
 fuzz: $(INSTALLED)  ## label 10,000 spoilt images and 1,000 spoilt containers, and count what became of them
 	$(BIN)/python -m tests.fuzz.images --count 10000 --seed 7
 	$(BIN)/python -m tests.fuzz.containers --count 1000 --seed 7
+
+bench-export: $(INSTALLED)  ## peak memory of exports of 20,000 and 200,000 images; fails where it grows
+	$(BIN)/python -m tests.pipeline.bench_export
+
+benchmark: $(INSTALLED)  ## the speed of labeling on this machine, stage by stage, against the model alone; after `make demo`
+	$(BIN)/python -m jobs.benchmark --config configs/label/benchmark.yaml --json build/benchmark.json
 
 bench-ledger: $(INSTALLED)  ## seconds and memory of the ledger of a run of a million shards; needs 10 GB of disk
 	$(BIN)/python -m tests.pipeline.bench_ledger --shards 1000000

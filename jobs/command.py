@@ -15,6 +15,14 @@ DONE, UNFINISHED, REFUSED = 0, 1, 2
 
 def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple[str, str]) -> argparse.Namespace:
     """Parse the options of `python -m NAME`. `extra` adds (option, help) pairs that take a value."""
+    parser = parser_of(name, description)
+    for option, text in extra:
+        parser.add_argument(option, help=text, metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def parser_of(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m NAME`, with the options that all commands have."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file; see configs/")
     parser.add_argument(
@@ -24,9 +32,7 @@ def parse(name: str, description: str, argv: Sequence[str] | None, *extra: tuple
         metavar="key=value",
         help="override a key of the config, as often as needed",
     )
-    for option, text in extra:
-        parser.add_argument(option, help=text, metavar="FILE")
-    return parser.parse_args(argv)
+    return parser
 
 
 def set_up_logging(*, force: bool = False) -> None:
@@ -39,6 +45,7 @@ def set_up_logging(*, force: bool = False) -> None:
     )
     for ours_only in ("jobs", "pipeline", "patchdct"):  # the libraries' own INFO lines are of no use to a user
         logging.getLogger(ours_only).setLevel(logging.INFO)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # which warns of torchvision's use of it
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 

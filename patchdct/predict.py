@@ -81,7 +81,7 @@ class Predictor:
             raise ModelError(
                 "MODEL.MASK_ON is False: the model finds boxes only; labeling takes one that predicts masks"
             )
-        self._model = model
+        self.model = model
         self._device = next(model.parameters()).device
         self._dtype = PRECISIONS[precision]
         self._min_size, self._max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -168,7 +168,7 @@ class Predictor:
             for image in batch
         ]
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            found: list[Instances] = self._model.inference(inputs, given, do_postprocess=False)
+            found: list[Instances] = self.model.inference(inputs, given, do_postprocess=False)
         return found
 
 

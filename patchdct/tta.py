@@ -48,7 +48,7 @@ class TtaPredictor:
         Raises:
             ModelError: a model without masks.
         """
-        self._model = model
+        self.model = model
         self._overlap, self._limit = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
         configs = [_at_scale(cfg, scale) for scale in scales] or [cfg]
         predictors = [Predictor(model, at_scale, precision=precision) for at_scale in configs]
@@ -72,7 +72,7 @@ class TtaPredictor:
     def find(self, batch: Sequence[PreparedVersions]) -> list[Instances]:
         """The instances of each image before their masks are pasted, as `Predictor.find` gives them."""
         shown = list(zip(*(image.versions for image in batch), strict=True)) or [()] * len(self._versions)
-        with _without_masks(self._model):
+        with _without_masks(self.model):
             found = [version.boxes(images) for version, images in zip(self._versions, shown, strict=True)]
         merged = [self._merge(of_image) for of_image in zip(*found, strict=True)]
         for version, images in zip(self._versions, shown, strict=True):

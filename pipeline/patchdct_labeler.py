@@ -51,11 +51,11 @@ class PatchDCTLabeler:
             raise UserError(str(error).replace(str(weights.path), redact(config.weights))) from error
 
     def _build(self, config: LabelerConfig, store: Store, weights: checkpoint.Checkpoint, device: str) -> None:
-        overrides = _overrides(config)
+        settings = overrides(config)
         if config.config is not None:
-            cfg = load_config(_local_config(config.config), overrides)
+            cfg = load_config(_local_config(config.config), settings)
         elif weights.config is not None:
-            cfg = load_config(text=weights.config, overrides=overrides)
+            cfg = load_config(text=weights.config, overrides=settings)
         else:
             raise ModelError(f"checkpoint {weights.path} holds no model config; name one with labeler.config")
         model, _ = build.build_model(cfg, device=device, weights=weights)
@@ -65,6 +65,12 @@ class PatchDCTLabeler:
         augmentation = {} if config.tta is None else dataclasses.asdict(config.tta)
         self._predictor = make(model, cfg, precision=config.precision, **augmentation)
         self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision, **augmentation)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model as it is applied, for those who measure it."""
+        model: torch.nn.Module = self._predictor.model
+        return model
 
     def label(self, images: Sequence[Pixels]) -> list[Instances]:
         """Instance masks of RGB images; see `labelers.Labeler`."""
@@ -133,7 +139,7 @@ def _local_config(uri: str) -> str:
     return local_path(uri)
 
 
-def _overrides(config: LabelerConfig) -> list[str]:
+def overrides(config: LabelerConfig) -> list[str]:
     """The user's yacs KEY VALUE pairs, and those of settings: detections are capped before the mask head."""
     if len(config.overrides) % 2:
         raise UserError(
