@@ -1,21 +1,26 @@
 """The run: opened, spread over a pool of Ray actors, and brought to its end.
 
-`verdicts` judges what dies, `pool` leases shards to actors, `outages` says how long storage has been away,
-`folding` keeps reading quick, `clusters` speaks with Ray about places.
+`pool` leases shards to a `workforce`, which is Ray's `actors`; `verdicts` judges what dies, `outages` says how long
+storage has been away, `outcomes` tells how it went, `folding` keeps reading quick, `clusters` speaks with Ray about
+places.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection
+import random
+from collections.abc import Callable
 
 from pipeline import founding, ledger
 from pipeline.config import LabelConfig
+from pipeline.driver.actors import Actors
 from pipeline.driver.clusters import RAY_JOB, caught_signals, cluster, cluster_resources
-from pipeline.driver.pool import Outcome, Pool, Snapshot
+from pipeline.driver.folding import Folding
+from pipeline.driver.outcomes import Outcome, Snapshot
+from pipeline.driver.pool import Pool
 from pipeline.errors import UserError
-from pipeline.records import Shard
+from pipeline.shard_list import ShardList
 from pipeline.store import Store, redact
 
 __all__ = ["RAY_JOB", "Outcome", "Snapshot", "caught_signals", "cluster", "cluster_resources", "run"]
@@ -34,18 +39,23 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     uri, store = config.output.uri, Store()
     founding.check_output(config, store)
     manifest, founded = founding.open_run(config, store)
-    pending = ledger.pending(manifest, ledger.listing(store, uri).ids)
-    shards, done = len(manifest.shards), len(manifest.shards) - len(pending)
-    todo: Collection[Shard] = pending
+    todo = ShardList.of(ledger.pending(manifest, ledger.listing(store, uri).ids))
+    shards, done = len(manifest.shards), len(manifest.shards) - len(todo)
     if config.run.only == "quarantined":
         if not founded:
             raise UserError(f"run.only is 'quarantined', but there is no run at {redact(uri)} yet")
         set_aside = {failure.shard_id for failure in ledger.failures(store, uri)}
-        todo = [shard for shard in pending if shard.id in set_aside]
+        todo = ShardList.of(shard for shard in todo if shard.id in set_aside)
     log.info("%d of %d shards to do, output at %s", len(todo), shards, redact(uri))
     if not todo:
         return Outcome(uri=uri, snapshot=Snapshot(shards=shards, done=done))
-    with cluster(config.run.address), caught_signals() as signals:
-        pool = Pool(config, manifest, founded=founded, todo=todo, done=done, store=store)
-        pool.work(report, signals)
+    todo = todo.large_first(start=random.random())  # not where a driver beside this one begins
+    with cluster(config.run.address), caught_signals() as signals, Folding(store, uri) as folding:
+        pool = Pool(config, manifest, Actors(config), founded=founded, todo=todo, done=done, store=store)
+
+        def step(now: Snapshot) -> None:
+            folding.consider(pool.manifest, now.done)
+            report(now)
+
+        pool.work(step, signals)
         return pool.outcome(signals[0] if signals else None)

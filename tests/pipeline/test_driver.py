@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ray.cluster_utils import Cluster
 from pipeline import driver, ledger, runs
 from pipeline.config import InputConfig, LabelConfig, LabelerConfig, OutputConfig, RunConfig
 from pipeline.driver import Outcome, Snapshot
+from pipeline.driver.actors import Actor
+from pipeline.driver.outages import Series
 from pipeline.errors import RunError, UserError
 from pipeline.records import Failure, ImageLabels
 from pipeline.store import Store
@@ -151,6 +154,54 @@ def test_a_shard_that_costs_its_workers_is_set_aside_with_its_image_and_the_rest
     assert failure.error.endswith(", while labeling the image '1-2.png'")
     assert failure.images == ("1-2.png",)
     assert ledger.failures(Store(), str(tmp_path / "out")) == [failure]
+
+
+def test_a_shard_that_dies_beside_another_is_told_from_it(cluster: Cluster, tars: Path, tmp_path: Path) -> None:
+    """A worker that holds two shards dies of one of them: the other must neither be lost nor set aside for it."""
+    poison(tars)
+    outcome, _ = label(config(tars, tmp_path / "out", cluster, "CrashingLabeler", workers=1, max_attempts=2))
+    (failure,) = outcome.failures
+    assert failure.uri.endswith("1.tar")
+    assert failure.attempts == 2
+    assert outcome.snapshot.done == SHARDS - 1
+    assert len(read(tmp_path / "out")) == (SHARDS - 1) * IMAGES
+
+
+def test_what_every_shard_might_meet_stops_the_run_when_it_recurs_and_nothing_went_well() -> None:
+    """Wrong credentials would otherwise cost every shard its attempts; three mishaps in a million would end the run."""
+    series = Series()
+    for _ in range(5):
+        series.goes_on("shards failed for storage", "refused")
+        series.goes_on("workers died while they started", "no memory")
+        series.goes_on("shards failed for storage", "refused")
+        series.ends()
+    series.goes_on("shards failed for storage", "refused")
+    series.goes_on("shards failed for storage", "refused")
+    with pytest.raises(RunError, match=r"^3 shards failed for storage, one after another: refused$"):
+        series.goes_on("shards failed for storage", "refused")
+
+
+def test_a_worker_begins_with_the_shard_that_it_was_given_first() -> None:
+    """Ray may swap two calls: the deadline of the first would run out while the second is labelled."""
+    places: dict[str, int] = {}
+
+    class Recorder:
+        joined = 0
+
+        def join(self) -> int:
+            self.joined += 1
+            return self.joined
+
+        def label(self, shard: str, run: object, strikes: int, turn: int) -> None:
+            places[shard] = turn
+
+    actor: Any = Actor()
+    actor._worker = Recorder()
+    with ThreadPoolExecutor(2) as threads:
+        second = threads.submit(actor.label, "second", None, 0, 1)
+        threads.submit(actor.label, "first", None, 0, 0).result(timeout=60)
+        second.result(timeout=60)
+    assert places == {"first": 1, "second": 2}
 
 
 def test_a_shard_that_hangs_is_set_aside_with_its_batch(cluster: Cluster, tars: Path, tmp_path: Path) -> None:

@@ -67,6 +67,40 @@ def test_what_is_done_is_left_out_in_order(shards):
     assert shards.known([]) == set()
 
 
+def sized(sizes):
+    return ShardList.of(
+        Shard(id=f"{n:020x}", uri=f"{n}", format="tar", bytes=size, etag="", number=n) for n, size in enumerate(sizes)
+    )
+
+
+def numbers(shards):
+    return [shard.number for shard in shards]
+
+
+def test_large_shards_come_first_and_like_ones_keep_their_order():
+    """A shard that takes ten times as long, begun last, holds up the end of a run; one that is lost is not labelled."""
+    assert numbers(sized([100, 4000, 110, 70_000, 90, 3000, 90_000]).large_first()) == [3, 6, 1, 5, 0, 2, 4]
+    sizes = np.random.default_rng(0).lognormal(10, 2, 1000).astype(int)
+    found = sized(sizes).large_first(start=0.37)
+    assert sorted(numbers(found)) == list(range(1000))
+    ordered = sizes[numbers(found)]
+    assert (ordered[1:] < 2 * ordered[:-1]).all()
+    assert numbers(sized([]).large_first(start=0.5)) == []
+
+
+def test_drivers_beside_each_other_begin_elsewhere():
+    """Two that take the same shards at the same time label everything twice."""
+    alike = sized([900] * 10 + [100] * 10)
+    assert numbers(alike.large_first(start=0.3)) == [*range(3, 10), *range(3), *range(13, 20), *range(10, 13)]
+    assert sorted(numbers(alike.large_first(start=0.999))) == list(range(20))
+
+
+def test_shards_of_unknown_size_are_neither_first_nor_last():
+    """A listing of images behind URLs has no sizes: among others, these might be large; among themselves, they stay."""
+    assert numbers(sized([0, 10, 1000, 0, 1000, 1000, 100_000]).large_first()) == [6, 0, 2, 3, 4, 5, 1]
+    assert numbers(sized([0, 0, 0]).large_first()) == [0, 1, 2]
+
+
 def test_the_file_does_not_depend_on_how_the_list_was_made(shards, tmp_path):
     """Two drivers that plan the same must write the same object."""
     shards.write(tmp_path / "a")
