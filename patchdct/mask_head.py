@@ -23,6 +23,10 @@ from torch import Tensor, nn
 
 from patchdct import dct, losses, patches, targets
 
+#: So many RoIs go through the convolutions at once on a CPU: what is between the layers then stays in its caches. The
+#: kernels of a CPU keep memory for each new number, for good; of these there are few.
+_PIECE = 8
+
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
@@ -165,21 +169,31 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         if self.eval_gt:
             masks = [self._upper_bound(i) for i in instances]
         else:
-            count, classes = len(x), cat([i.pred_classes for i in instances])
-            if x.device.type == "cpu":  # whose kernels keep memory for each new number of masks, for good
-                x, classes, fine = _filled_up(x), _filled_up(classes), None if fine is None else _filled_up(fine)
-            vectors = self.whole_mask(x)
-            blocks = self.refine(vectors, fine, classes)
-            masks = self._last_masks(vectors, blocks)[:count].split([len(i) for i in instances])
+            classes = cat([i.pred_classes for i in instances])
+            masks = self._masks(x, fine, classes).split([len(i) for i in instances])
         for per_image, mask in zip(instances, masks, strict=True):
             per_image.pred_masks = mask[:, None]
         return instances
 
+    def _masks(self, x: Tensor, fine: Tensor | None, classes: Tensor) -> Tensor:
+        """Inference on pooled features of N RoIs and their classes -> masks float32 [N, m, m]."""
+        size = _PIECE if x.device.type == "cpu" else max(1, len(x))
+        vectors = self.predictor(torch.cat([self._convolved(piece).flatten(1) for piece in x.split(size)]))
+        masks = []
+        for first in range(0, max(1, len(x)), size):
+            piece = slice(first, first + size)
+            blocks = self.refine(vectors[piece], None if fine is None else _for_kernels(fine[piece]), classes[piece])
+            masks.append(self._last_masks(vectors[piece], blocks))
+        return torch.cat(masks)
+
     def whole_mask(self, x: Tensor) -> Tensor:
         """The DCT-Mask stage: pooled features [N, C, R, R] -> DCT vectors [N, D]."""
+        return self.predictor(self._convolved(x).flatten(1))
+
+    def _convolved(self, x: Tensor) -> Tensor:
         for layer in self.mask_fcns:
             x = layer(x)
-        return self.predictor(x.flatten(1))
+        return x
 
     def refine(self, vectors: Tensor, fine: Tensor | None, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The PatchDCT blocks: (patch logits [P, 3], patch vectors [P, E]) of each, for each RoI's class [N].
@@ -246,6 +260,8 @@ class MaskRCNNPatchDCTHead_NSTAGE(MaskRCNNPatchDCTHead):  # noqa: N801 - as the 
     """The head under the name that configs from before February 2023 give it."""
 
 
-def _filled_up(part: Tensor) -> Tensor:
-    """A tensor [N, ...] with zeros behind it, so that N is a multiple of 32."""
-    return torch.cat([part, part.new_zeros(-len(part) % 32, *part.shape[1:])])
+def _for_kernels(maps: Tensor) -> Tensor:
+    """Maps [N, C, H, W] in the layout and type in which convolutions compute, so that they are rearranged once."""
+    kind = maps.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else maps.dtype
+    return maps.to(dtype, memory_format=torch.channels_last)

@@ -24,6 +24,8 @@ from patchdct.errors import ModelError
 from patchdct.paste import paste_rle
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: How labels are computed, where that moves more than the last bits: part of their fingerprint.
+COMPUTATION = "fast, with float32 features"
 #: Height and width of an image for trials.
 TRIAL_SIZE = (480, 640)
 
@@ -256,7 +258,7 @@ def fingerprint(
     cfg: CfgNode, weights_sha256: str | None, *, precision: str, flip: bool = False, scales: Sequence[int] = ()
 ) -> str:
     """16 hex digits that change with the weights, the model config, the precision or test-time augmentation."""
-    parts = [str(weights_sha256), cfg.dump(), precision]
+    parts = [str(weights_sha256), cfg.dump(), precision, COMPUTATION]
     if flip or scales:
         parts.append(f"flip {flip}, scales {list(scales)}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

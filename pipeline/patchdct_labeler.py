@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from patchdct import build, categories, checkpoint, predict, tta
+from patchdct import build, categories, checkpoint, fast, predict, tta
 from patchdct.config import load_config
 from patchdct.errors import ModelError
 from pipeline.config import LabelerConfig
@@ -58,7 +58,8 @@ class PatchDCTLabeler:
             cfg = load_config(text=weights.config, overrides=settings)
         else:
             raise ModelError(f"checkpoint {weights.path} holds no model config; name one with labeler.config")
-        model, _ = build.build_model(cfg, device=device, weights=weights)
+        built, _ = build.build_model(cfg, device=device, weights=weights)
+        model = fast.optimised(built, dtype=predict.PRECISIONS[config.precision])
         self.categories = _categories(config, store, weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self._ids = np.array([c.id for c in self.categories], np.int32)
         make: Callable[..., Predictor] = predict.Predictor if config.tta is None else tta.TtaPredictor
@@ -86,6 +87,8 @@ class PatchDCTLabeler:
 
     def find(self, batch: Sequence[Any]) -> predict.Fetched:
         """What the model finds in prepared images, on its way to the CPU."""
+        if not torch.cuda.is_available() and torch.get_num_threads() > 1:  # each thread has its own number
+            torch.set_num_threads(1)
         return predict.fetch(self._predictor.find(batch))
 
     def encode(self, found: predict.Fetched) -> list[Instances]:

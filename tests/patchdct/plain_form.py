@@ -6,6 +6,7 @@ classes of which one is taken, and every patch is decoded, pure or not.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -28,10 +29,14 @@ def inverse_dct(spectra: Tensor) -> Tensor:
     return torch.stack([even, odd], -1).flatten(-2)
 
 
+@functools.cache
+def _zigzag(n: int) -> list[tuple[int, int]]:
+    return sorted(itertools.product(range(n), repeat=2), key=lambda rc: (sum(rc), rc[sum(rc) % 2 == 0]))
+
+
 def decode(vectors: Tensor, n: int) -> Tensor:
     """Coefficients [B, D] in zigzag order -> masks [B, n, n]."""
-    places = sorted(itertools.product(range(n), repeat=2), key=lambda rc: (sum(rc), rc[sum(rc) % 2 == 0]))
-    rows, columns = torch.tensor(places[: vectors.shape[1]]).unbind(1)
+    rows, columns = torch.tensor(_zigzag(n)[: vectors.shape[1]]).unbind(1)
     spectra = vectors.new_zeros(len(vectors), n, n)
     spectra[:, rows, columns] = vectors
     return inverse_dct(inverse_dct(spectra).mT).mT

@@ -50,9 +50,10 @@ def test_masks_of_the_plain_form(blocks):
     """The head's shortcuts (one class only, decoding with resizing) must change no mask and no patch's class."""
     torch.manual_seed(0)  # by which no patch is so close to two classes that rounding decides
     head = small.head(blocks=blocks)
-    x, fine = small.pooled(6)
-    found = small.detections([6])
-    classes = found[0].pred_classes = torch.tensor([0, 1, 2, 2, 1, 0])
+    classes = torch.tensor([0, 1, 2, 2, 1, 0, 1, 0, 0, 2, 1])  # more than go through the convolutions at once
+    x, fine = small.pooled(len(classes))
+    found = small.detections([len(classes)])
+    found[0].pred_classes = classes
     with torch.no_grad():
         expected, decided = plain_form.masks(head, x, fine, classes)
         logits, _ = head.refine(head.whole_mask(x), fine, classes)[-1]
@@ -60,7 +61,7 @@ def test_masks_of_the_plain_form(blocks):
     assert torch.equal(patches.classify(logits, 0.3), decided)
 
     (masks,) = inference(head, x, fine, found)
-    assert masks.shape == (6, 1, 112, 112)
+    assert masks.shape == (11, 1, 112, 112)
     assert masks.dtype == torch.float32
     torch.testing.assert_close(masks[:, 0], expected, atol=1e-5, rtol=0)
 

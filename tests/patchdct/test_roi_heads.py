@@ -16,6 +16,7 @@ from pycocotools import mask as mask_api
 from torch import Tensor
 from torchvision.ops import box_iou, roi_align
 
+from patchdct import roi_heads
 from patchdct.build import build_model
 from patchdct.config import load_config
 from patchdct.predict import Predictor
@@ -83,6 +84,30 @@ def test_what_the_mask_head_sees(cfg):
     for i, level in enumerate((2, 4, 3)):
         expected = roi_align(features[f"p{level}"], rois[i : i + 1], 14, 0.5**level, aligned=True)
         torch.testing.assert_close(pooled[i : i + 1], expected)
+
+
+@pytest.mark.parametrize("counts", [[7], [2, 0, 5], [0, 3, 4], [0, 0]])
+def test_masks_in_parts(counts, cfg, monkeypatch):
+    """A crowded batch is pooled and predicted in parts, across images: no mask may go to another box, or get lost."""
+    torch.manual_seed(0)
+    heads = PatchDCTROIHeads(cfg, {f"p{i}": ShapeSpec(channels=small.CHANNELS, stride=2**i) for i in (2, 3, 4)}).eval()
+    with torch.no_grad():
+        heads.mask_head.predictor_bfg.weight *= 1000
+    features = {f"p{i}": torch.randn(len(counts), small.CHANNELS, 64 >> i, 64 >> i) for i in (2, 3, 4)}
+    images = small.detections(counts)
+    sizes: list[int] = []
+    heads.mask_head.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        together = [found.pred_masks.clone() for found in heads.forward_with_given_boxes(features, images)]
+        assert sizes == [sum(counts)]
+        monkeypatch.setattr(roi_heads, "_AT_ONCE_ON_CPU", 3)
+        apart = [found.pred_masks for found in heads.forward_with_given_boxes(features, images)]
+    assert sizes[1:] == ([3, 3, 1] if sum(counts) else [0])
+    for one, expected, count in zip(apart, together, counts, strict=True):
+        assert one.shape == (count, 1, 112, 112)
+        torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
+    if sum(counts):
+        assert torch.cat(together).std(0).max() > 0.1  # the masks are not all alike
 
 
 @pytest.mark.parametrize(("changes", "sizes"), [((), {14, 42}), (DCT_MASK, {14})])

@@ -12,8 +12,9 @@ from pycocotools import mask as mask_api
 
 from patchdct import scenes
 from patchdct.build import build_model
-from patchdct.checkpoint import save_checkpoint
+from patchdct.checkpoint import read_checkpoint, save_checkpoint
 from patchdct.config import load_config
+from patchdct.predict import Predictor
 from pipeline import runs
 from pipeline.config import LabelerConfig, TtaConfig
 from pipeline.errors import UserError
@@ -72,6 +73,28 @@ def test_steps(made, request):
         assert found.counts == expected.counts
         assert len(found) > 0
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_the_fast_model_labels_like_the_one_that_was_built(store, plain):
+    """Masks that were made faster, and others than those that the checkpoint was measured by."""
+    weights = read_checkpoint(WEIGHTS)
+    settings = ["INPUT.MIN_SIZE_TEST", 160, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "TEST.DETECTIONS_PER_IMAGE", 100]
+    cfg = load_config(text=weights.config, overrides=settings)
+    built = Predictor(build_model(cfg, weights=weights)[0], cfg)
+    images = [scenes.draw_scene(seed, 160).image for seed in range(200, 206)]
+    as_built, fast = built(images), plain.label(images)
+    assert [len(found) for found in fast] == [len(found.counts) for found in as_built]
+    pairs = [pair for a, b in zip(fast, as_built, strict=True) for pair in zip(a.counts, b.counts, strict=True)]
+    assert sum(a != b for a, b in pairs) <= 0.02 * len(pairs)
+    assert len(pairs) > 30
+
+    lower = labeler(store, precision="bf16")
+    assert lower.fingerprint != plain.fingerprint
+    for found, expected in zip(lower.label(images), fast, strict=True):
+        sure, its = expected.scores > 0.5, found.scores > 0.5
+        assert abs(int(sure.sum()) - int(its.sum())) <= 1
+        areas = np.sort(found.areas[its])[-2:], np.sort(expected.areas[sure])[-2:]
+        np.testing.assert_allclose(*areas, rtol=0.1)
 
 
 def test_scaled_decoding(store, tmp_path):
