@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -194,6 +195,7 @@ class Line:
         place = Place(self)
         with self._moved:
             self._places.append(place)
+            self._places[0].first_since = self._places[0].first_since or time.monotonic()
         return place
 
     def wait(self, place: Place) -> None:
@@ -207,14 +209,21 @@ class Line:
         with self._moved:
             if place in self._places:
                 self._places.remove(place)
+                if self._places:
+                    self._places[0].first_since = self._places[0].first_since or time.monotonic()
                 self._moved.notify_all()
 
 
 class Place:
-    """A place in a line."""
+    """A place in a line.
+
+    Attributes:
+        first_since: when everyone before had left, by `time.monotonic`; None before.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self.first_since: float | None = None
 
     def wait(self) -> None:
         """Wait until everyone before has left."""

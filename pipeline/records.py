@@ -156,7 +156,8 @@ class Commit:
     """The one claim that a shard is done. images = labelled + empty + quarantined.
 
     `attempt` is unique to the try that wrote it. `outputs` is keyed by format. `reasons` counts the quarantined images
-    by reason. `seconds` is the time from the first byte read to the commit.
+    by reason. `seconds` is how long its worker's model was there for this shard, until it had seen the last batch; what
+    is done for it beside another shard is not counted twice.
     """
 
     shard_id: str

@@ -97,6 +97,12 @@ class Turn:
         """None: there is no other shard."""
         self.reading, self.finding = reading or Line().join(), finding or Line().join()
 
+    def end(self) -> float:
+        """The model has seen the last batch -> for how many seconds it was this shard's, images waited for included."""
+        now, since = time.monotonic(), self.finding.first_since
+        self.finding.leave()
+        return 0.0 if since is None else now - since  # None: it had no batch
+
     def __enter__(self) -> Self:
         return self
 
@@ -138,7 +144,6 @@ def label_shard(
         RunError: the labeler does not keep its promises.
         StoreError: storage failed, after its retries.
     """
-    start = time.monotonic()
     if (standing := ledger.read_commit(store, run.uri, shard.id)) is not None:
         return standing
     attempt = uuid.uuid4().hex[:12]
@@ -173,7 +178,7 @@ def label_shard(
             for finish in stack.enter_context(closing(found)):
                 behind(partial(write, finish))
                 del finish  # or what it holds of the batch stays in memory while the next one is found
-            turn.finding.leave()
+            seconds = turn.end()
         outputs: dict[str, Output] = {}
         for name, path in files.items():
             place = f"{sinks.SINKS[name].folder}/{path.name}"
@@ -185,7 +190,7 @@ def label_shard(
         outputs=outputs,
         **tally.counts(),
         fingerprint=labeler.fingerprint,
-        seconds=round(time.monotonic() - start, 3),
+        seconds=round(seconds, 3),
         version=__version__,
     )
     if ledger.commit(store, run.uri, commit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -137,9 +138,12 @@ def test_stages_overlap(worker, monkeypatch, waits):
 
 def test_shards_take_turns(worker, monkeypatch):
     """Two shards in one model at once: twice the memory, and neither is done sooner."""
-    _, ended = label_both(worker, monkeypatch, {("find", 4): ("prepare", 15)})
+    start = time.monotonic()
+    commits, ended = label_both(worker, monkeypatch, {("find", 4): ("prepare", 15)})
+    elapsed = time.monotonic() - start
     found = [red for step, red in ended if step == "find"]
     assert found == [*range(6), *range(10, 16)]
+    assert 0 < sum(commit.seconds for commit in commits) <= elapsed + 0.002  # or a GPU would be paid for twice
 
 
 def test_a_shard_that_fails_lets_the_next_one_through(worker, monkeypatch):
