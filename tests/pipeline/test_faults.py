@@ -160,7 +160,7 @@ def test_answers_cut_short(store, s3_endpoint, s3_uri, monkeypatch, operation, k
         proxied = Store()
         found = list(threads.map(lambda number: ask(proxied, f"{s3_uri}/cut-{number}"), numbers))
     assert [number for number, one in zip(numbers, found, strict=True) if one != right] == []
-    assert proxy.counts[kind] > 50
+    assert proxy.counts[kind] > 20  # an answer ends before the rest of the numbers
 
 
 def label_all(store, run, shards, labeler):
