@@ -34,7 +34,7 @@ Rows: TypeAlias = list[tuple[int, ImageLabels]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Image:
+class Image:
     """An image on its way to a row, whose number in the shard is `row`.
 
     prepared: what the model takes; None where there is nothing to see, for the reason `error`, and once it was seen.
@@ -82,14 +82,7 @@ def label_records(
         at_end=all_read,
     )
     first = True
-    for batch in batches.alike(
-        (_image(row, record, made) for row, (record, made) in enumerate(images)),
-        _kind,
-        _nbytes,
-        size=size,
-        window=BATCHES_WAITED * size,
-        window_bytes=int(SHARE_WAITING * config.run.prefetch_bytes),
-    ):
+    for batch in batched((image_of(row, record, made) for row, (record, made) in enumerate(images)), size, config):
         if first:
             may_find()
             first = False
@@ -136,7 +129,7 @@ def label_carefully(
             return
         note("labeling", row, [record.key for record, _ in decoded], len(decoded))
         images = [
-            _image(number, record, picture if isinstance(picture, str) else _prepared(labeler, picture))
+            image_of(number, record, picture if isinstance(picture, str) else _prepared(labeler, picture))
             for number, (record, picture) in enumerate(decoded, start=row)
         ]
         held = sum(map(_nbytes, images))
@@ -151,23 +144,36 @@ def _prepared(labeler: StagedLabeler, picture: Picture) -> tuple[int, int, Prepa
     return height, width, labeler.prepare(picture.pixels, (height, width))
 
 
-def _image(row: int, record: ImageRecord, made: tuple[int, int, Prepared] | str) -> _Image:
+def image_of(row: int, record: ImageRecord, made: tuple[int, int, Prepared] | str) -> Image:
+    """An image by its height and width and what the model takes, or by the reason why there is nothing to see."""
     if isinstance(made, str):
-        return _Image(row=row, record=record, error=made)
+        return Image(row=row, record=record, error=made)
     height, width, prepared = made
-    return _Image(row=row, record=record, height=height, width=width, prepared=prepared)
+    return Image(row=row, record=record, height=height, width=width, prepared=prepared)
 
 
-def _kind(image: _Image) -> Hashable:
+def batched(images: Iterable[Image], size: int, config: LabelConfig) -> Iterator[list[Image]]:
+    """Batches of images that may go through the model together; those with nothing to see are among themselves."""
+    return batches.alike(
+        images,
+        _kind,
+        _nbytes,
+        size=size,
+        window=BATCHES_WAITED * size,
+        window_bytes=int(SHARE_WAITING * config.run.prefetch_bytes),
+    )
+
+
+def _kind(image: Image) -> Hashable:
     """Equal for images that may share a batch."""
     return None if image.prepared is None else (image.prepared.like,)
 
 
-def _nbytes(image: _Image) -> int:
+def _nbytes(image: Image) -> int:
     return 0 if image.prepared is None else image.prepared.nbytes
 
 
-def _found(shard: Shard, batch: Sequence[_Image], labeler: StagedLabeler) -> Callable[[], Rows]:
+def _found(shard: Shard, batch: Sequence[Image], labeler: StagedLabeler) -> Callable[[], Rows]:
     """Let the model see a batch of one kind -> what is left to do."""
     good = [image.prepared for image in batch if image.prepared is not None]
     found = labeler.find(good) if good else None
@@ -176,7 +182,7 @@ def _found(shard: Shard, batch: Sequence[_Image], labeler: StagedLabeler) -> Cal
     def finish() -> Rows:
         instances = iter(_checked(labeler, labeler.encode(found), len(good)) if good else ())
         return [
-            (image.row, _row(shard, image, NO_INSTANCES if image.error is not None else next(instances)))
+            (image.row, row_of(shard, image, NO_INSTANCES if image.error is not None else next(instances)))
             for image in seen
         ]
 
@@ -212,7 +218,8 @@ def _checked(labeler: StagedLabeler, found: list[Instances], images: int) -> lis
     return found
 
 
-def _row(shard: Shard, image: _Image, instances: Instances) -> ImageLabels:
+def row_of(shard: Shard, image: Image, instances: Instances) -> ImageLabels:
+    """The row of an image of the shard; one with nothing to see is quarantined for its reason."""
     record = image.record
     return ImageLabels(
         key=record.key,

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from pipeline import __version__, ledger, scratch, sinks, sources, trails
 from pipeline.batches import InOrder
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, OutputFormat
 from pipeline.decoding import Decoding
 from pipeline.labelers import Labeler, StagedLabeler, batch_size, build, staged, wanted_size
 from pipeline.labelling import Rows, label_carefully, label_records
@@ -147,15 +147,8 @@ def label_shard(
     if (standing := ledger.read_commit(store, run.uri, shard.id)) is not None:
         return standing
     attempt = uuid.uuid4().hex[:12]
-    header = sinks.Header(
-        run_id=run.id,
-        shard_id=shard.id,
-        fingerprint=labeler.fingerprint,
-        version=__version__,
-        categories=labeler.categories,
-        quality=labeler.quality,
-    )
-    tally = _Tally()
+    header = header_of(shard, run, labeler)
+    tally = Tally()
     with scratch.folder() as folder:
         files = {
             name: folder / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats
@@ -179,11 +172,7 @@ def label_shard(
                 behind(partial(write, finish))
                 del finish  # or what it holds of the batch stays in memory while the next one is found
             seconds = turn.end()
-        outputs: dict[str, Output] = {}
-        for name, path in files.items():
-            place = f"{sinks.SINKS[name].folder}/{path.name}"
-            outputs[name] = Output(path=place, bytes=path.stat().st_size, sha256=_sha256(path))
-            store.put(join(run.uri, place), path)
+        outputs = upload(files, run, store)
     commit = Commit(
         shard_id=shard.id,
         attempt=attempt,
@@ -204,7 +193,29 @@ def label_shard(
     return standing
 
 
-class _Tally:
+def header_of(shard: Shard, run: Run, labeler: Labeler) -> sinks.Header:
+    """What the data objects of a shard say of themselves."""
+    return sinks.Header(
+        run_id=run.id,
+        shard_id=shard.id,
+        fingerprint=labeler.fingerprint,
+        version=__version__,
+        categories=labeler.categories,
+        quality=labeler.quality,
+    )
+
+
+def upload(files: Mapping[OutputFormat, Path], run: Run, store: Store) -> dict[str, Output]:
+    """Put the files of a shard, by format, into the run -> what its commit says of them."""
+    outputs: dict[str, Output] = {}
+    for name, path in files.items():
+        place = f"{sinks.SINKS[name].folder}/{path.name}"
+        outputs[name] = Output(path=place, bytes=path.stat().st_size, sha256=_sha256(path))
+        store.put(join(run.uri, place), path)
+    return outputs
+
+
+class Tally:
     """Counts rows as a commit accounts for them."""
 
     def __init__(self) -> None:
@@ -212,6 +223,7 @@ class _Tally:
         self._reasons: Counter[str] = Counter()
 
     def add(self, rows: Sequence[ImageLabels]) -> None:
+        """Count rows."""
         for row in rows:
             self._counts[row.status] += 1
             self._counts["instances"] += len(row.instances)

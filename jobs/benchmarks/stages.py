@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from jobs.benchmarks.work import Work, records
 from patchdct import stage_times
-from pipeline import __version__, batches, ledger, scratch, sinks
+from pipeline import __version__, ledger, scratch, sinks
 from pipeline.decoding import Decoding
 from pipeline.labelers import Labeler, Prepared, staged, wanted_size
-from pipeline.labelling import BATCHES_WAITED, SHARE_WAITING
-from pipeline.records import NO_INSTANCES, Commit, ImageLabels, ImageRecord, Instances, LabelerInfo, Output, Shard
-from pipeline.store import Store, join
-from pipeline.worker import Run
+from pipeline.labelling import Image, batched, image_of, row_of
+from pipeline.records import NO_INSTANCES, Commit, ImageLabels, LabelerInfo, Shard
+from pipeline.store import Store
+from pipeline.worker import Run, Tally, header_of, upload
 
 #: All stages in their order, as a person calls them. Which there are depends on the device, the labeler and the output.
 NAMES = {
@@ -63,16 +62,6 @@ class Clock:
         self.seconds[stage] += seconds
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Image:
-    """An image that is ready for the model."""
-
-    row: int
-    record: ImageRecord
-    size: tuple[int, int]
-    prepared: Prepared
-
-
 def measure(work: Work, labeler: Labeler, *, size: int, store: Store) -> dict[str, float]:
     """Label all shards of a new run, one stage after another.
 
@@ -98,10 +87,10 @@ def measure(work: Work, labeler: Labeler, *, size: int, store: Store) -> dict[st
 def _rows(
     shard: Shard, run: Run, labeler: Labeler, *, size: int, decoding: Decoding, clock: Clock, store: Store
 ) -> Iterator[list[ImageLabels]]:
-    """The rows of a shard, in the batches that the worker makes of them; those of no picture come last."""
-    steps, bad = staged(labeler), []
+    """The rows of a shard, in the batches that the worker makes of them."""
+    steps = staged(labeler)
 
-    def images() -> Iterator[_Image]:
+    def images() -> Iterator[Image]:
         rest = enumerate(records(shard, run, store))
         while True:
             with clock("read"):
@@ -112,27 +101,21 @@ def _rows(
                 picture = decoding.one(record)
             record = replace(record, data=b"")
             if isinstance(picture, str):
-                bad.append(_row(record, row, (0, 0), NO_INSTANCES, picture))
+                yield image_of(row, record, picture)
                 continue
-            of = picture.height, picture.width
             with clock("resize"):
-                prepared = steps.prepare(picture.pixels, of)
-            yield _Image(row=row, record=record, size=of, prepared=prepared)
+                prepared = steps.prepare(picture.pixels, (picture.height, picture.width))
+            yield image_of(row, record, (picture.height, picture.width, prepared))
 
-    for batch in batches.alike(
-        images(),
-        lambda image: image.prepared.like,
-        lambda image: image.prepared.nbytes,
-        size=size,
-        window=BATCHES_WAITED * size,
-        window_bytes=int(SHARE_WAITING * run.config.run.prefetch_bytes),
-    ):
-        there = _find([image.prepared for image in batch], labeler, clock)
+    for batch in batched(images(), size, run.config):
+        good = [image.prepared for image in batch if image.prepared is not None]
+        if not good:
+            yield [row_of(shard, image, NO_INSTANCES) for image in batch]
+            continue
+        there = _find(good, labeler, clock)
         with clock("paste"):
             found = steps.encode(there)
-        yield [_row(one.record, one.row, one.size, its) for one, its in zip(batch, found, strict=True)]
-    if bad:
-        yield bad
+        yield [row_of(shard, image, its) for image, its in zip(batch, found, strict=True)]
 
 
 def _find(batch: Sequence[Prepared], labeler: Labeler, clock: Clock) -> Any:
@@ -158,64 +141,29 @@ def _write(
     shard: Shard, run: Run, batches: Iterable[list[ImageLabels]], labeler: Labeler, *, clock: Clock, store: Store
 ) -> None:
     """Write the rows as the worker does, and commit them."""
-    attempt = uuid.uuid4().hex[:12]
-    header = sinks.Header(
-        run_id=run.id,
-        shard_id=shard.id,
-        fingerprint=labeler.fingerprint,
-        version=__version__,
-        categories=labeler.categories,
-        quality=labeler.quality,
-    )
-    counts: Counter[str] = Counter()
+    attempt, header, tally = uuid.uuid4().hex[:12], header_of(shard, run, labeler), Tally()
     with scratch.folder() as folder:
-        paths = {name: folder / f"{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats}
+        paths = {
+            name: folder / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats
+        }
         stacks = {name: ExitStack() for name in paths}
         writers = {name: stacks[name].enter_context(sinks.SINKS[name].open(paths[name], header)) for name in paths}
         for rows in batches:
             for name, write in writers.items():
                 with clock(name):
                     write(rows)
-            counts.update(row.status for row in rows)
-            counts["instances"] += sum(len(row.instances) for row in rows)
+            tally.add(rows)
         for name, stack in stacks.items():
             with clock(name):
                 stack.close()
         with clock("commit"):
-            outputs: dict[str, Output] = {}
-            for name, path in paths.items():
-                place = f"{sinks.SINKS[name].folder}/{shard.id}-{path.name}"
-                with path.open("rb") as file:
-                    checksum = hashlib.file_digest(file, "sha256").hexdigest()
-                outputs[name] = Output(path=place, bytes=path.stat().st_size, sha256=checksum)
-                store.put(join(run.uri, place), path)
             commit = Commit(
                 shard_id=shard.id,
                 attempt=attempt,
-                outputs=outputs,
-                images=counts["labelled"] + counts["empty"] + counts["quarantined"],
-                labelled=counts["labelled"],
-                empty=counts["empty"],
-                quarantined=counts["quarantined"],
-                instances=counts["instances"],
-                reasons={},
+                outputs=upload(paths, run, store),
+                **tally.counts(),
                 fingerprint=labeler.fingerprint,
                 seconds=0.0,
                 version=__version__,
             )
             ledger.commit(store, run.uri, commit)
-
-
-def _row(
-    record: ImageRecord, row: int, size: tuple[int, int], instances: Instances, error: str | None = None
-) -> ImageLabels:
-    return ImageLabels(
-        key=record.key,
-        image_id=row,
-        uri=record.uri,
-        height=size[0],
-        width=size[1],
-        instances=instances,
-        status="quarantined" if error is not None else "labelled" if len(instances) else "empty",
-        error=error,
-    )

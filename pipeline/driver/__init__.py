@@ -29,7 +29,9 @@ log = logging.getLogger("pipeline.run")
 
 
 def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
-    """Label whatever of the run at `config.output.uri` is not committed yet; `report` is called about twice a second.
+    """Label whatever of the run at `config.output.uri` is not committed yet.
+
+    `report` is called after each answer of a worker, and about twice a second.
 
     Raises:
         UserError: the input, the config, the labeler, or the run that is there, is refused.
