@@ -141,16 +141,18 @@ class Predictor:
                 found[i] = _resized(instances, batch[i].height, batch[i].width)
         return [found[i] for i in range(len(batch))]
 
-    def try_out(self, size: int) -> None:
-        """Label a batch of noise, of usual size, and predict as many masks for each image as there may be."""
+    def try_out(self, size: int, *, masks: int | None = None) -> None:
+        """Label a batch of noise, of usual size, and predict so many masks for each image; None: as there may be."""
         noise = np.random.default_rng(0).integers(0, 256, (*TRIAL_SIZE, 3), np.uint8)
         batch = [self.prepare(noise)] * size
         given = Instances(TRIAL_SIZE)
-        count = max(1, self._most)
+        count = max(1, self._most) if masks is None else masks
         given.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 100.0, 100.0]], device=self._device).repeat(count, 1))
         given.pred_classes = torch.zeros(count, dtype=torch.int64, device=self._device)
+        given.scores = torch.ones(count, device=self._device)
         self.find(batch)
-        fetch(self.find(batch, [given] * size)).wait()
+        for found in fetch(self.find(batch, [given] * size)).wait():
+            encode(found)
 
     def _find(self, batch: list[Prepared], given: list[Instances] | None) -> list[Instances]:
         try:

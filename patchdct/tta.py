@@ -81,10 +81,10 @@ class TtaPredictor:
                 instances.pred_masks = sum_before + values / len(self._versions)
         return merged
 
-    def try_out(self, size: int) -> None:
+    def try_out(self, size: int, *, masks: int | None = None) -> None:
         """As `predict.Predictor.try_out`, for the version that takes most."""
         largest = max(self._versions, key=lambda version: version.predictor.input_size(*TRIAL_SIZE))
-        largest.predictor.try_out(size)
+        largest.predictor.try_out(size, masks=masks)
 
     def _merge(self, found: Sequence[Instances]) -> Instances:
         """The best of what the versions found in an image, no two of a class at the same place; best score first."""

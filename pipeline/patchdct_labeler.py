@@ -65,6 +65,7 @@ class PatchDCTLabeler:
         make: Callable[..., Predictor] = predict.Predictor if config.tta is None else tta.TtaPredictor
         augmentation = {} if config.tta is None else dataclasses.asdict(config.tta)
         self._predictor = make(model, cfg, precision=config.precision, **augmentation)
+        self._predictor.try_out(1, masks=1)  # what is loaded and compiled on first use is no part of a shard's time
         self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision, **augmentation)
 
     @property

@@ -175,15 +175,16 @@ def test_best_batch_size(chip, best):
     assert predict.best_batch_size(chip.try_out, clock=lambda: chip.now) == best
 
 
-def test_trial_goes_as_far_as_labels_do(model, cfg):
+@pytest.mark.parametrize("masks", [None, 2])
+def test_trial_goes_as_far_as_labels_do(model, cfg, masks):
     """A batch size that is found for images without masks, and runs out of memory at the first with many."""
-    masks = []
-    hook = model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: masks.append(len(inputs[0])))
+    seen = []
+    hook = model.roi_heads.mask_head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     try:
-        Predictor(model, cfg).try_out(3)
+        Predictor(model, cfg).try_out(3, masks=masks)
     finally:
         hook.remove()
-    assert max(masks) == 3 * cfg.TEST.DETECTIONS_PER_IMAGE
+    assert seen[-1] == 3 * (masks or cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 def test_training_after_labeling(cfg):
