@@ -18,7 +18,7 @@ unit slow test-s3 bench-paste bench-driver train-deaths memory: export OMP_NUM_T
 unit slow test-s3 train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export benchmark memory audit format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export benchmark bench-overlap memory audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -73,6 +73,10 @@ bench-export: $(INSTALLED)  ## peak memory of exports of 20,000 and 200,000 imag
 
 benchmark: $(INSTALLED)  ## the speed of labeling on this machine, stage by stage, against the model alone; after `make demo`
 	$(BIN)/python -m jobs.benchmark --config configs/label/benchmark.yaml --json build/benchmark.json
+
+bench-overlap: $(INSTALLED)  ## the same with a model that waits instead of computing, as for a GPU, against Ray Data
+	$(BIN)/python -m jobs.benchmark --config configs/label/benchmark.yaml --json build/overlap.json --seconds 30 \
+		--peers ray_data --set labeler.name=tests.jobs.stand_in:StandIn
 
 bench-driver: $(INSTALLED)  ## milliseconds of the driver a shard, on Ray; then a thousand simulated workers, which take 15 minutes
 	$(BIN)/python -m tests.pipeline.bench_driver

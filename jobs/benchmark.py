@@ -16,9 +16,11 @@ import logging
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def run(config: LabelConfig, *, repeats: int, seconds: float, others: tuple[str,
         others: of `peers.NAMES`, which peers are measured, too.
 
     Returns:
-        See `report.summary`; besides, `device`, `versions`, `settings` and `repeats`, what each of them gave.
+        See `report.summary`; besides, `device`, `versions`, `settings`, `date`, and `repeats`, what each of them gave.
 
     Raises:
         UserError: what is refused.
@@ -100,6 +102,7 @@ def run(config: LabelConfig, *, repeats: int, seconds: float, others: tuple[str,
         "versions": {"patchlabel": __version__, "python": platform.python_version(), "ray": ray.__version__}
         | stage_times.versions(),
         "settings": _settings(work, size, repeats) | {"masks_per_image": round(masks / work.images, 2)},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
         "repeats": samples,
     }
 
@@ -193,7 +196,8 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0 when measured, 1 when something failed, 2 when the input was refused."""
-    options = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    options = _parser().parse_args(given)
 
     def work() -> int:
         others = tuple(one for one in options.peers.split(",") if one)
@@ -204,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds=options.seconds,
             others=others,
         )
+        found["command"] = shlex.join(["python", "-m", "jobs.benchmark", *map(redact, given)])
         print(report.table(found))
         if place is not None:
             place.write_text(json.dumps(found, indent=2) + "\n")

@@ -92,6 +92,7 @@ def _about(report: Report) -> list[str]:
         f"device: {report['device']['name']}, {report['device']['cpus']} CPUs; "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
         "settings: " + ", ".join(f"{key} {value}" for key, value in settings.items()),
+        f"{report['date']}: {report['command']}",
     ]
 
 

@@ -86,8 +86,9 @@ def test_the_command_measures_and_leaves_no_trace(
         "worker/ceiling": pytest.approx(rates["worker"] / rates["ceiling"]),
     }
     assert rates["run"] == pytest.approx(found["settings"]["images"] / found["run_s"]["labeling"])
-    for name in ("backbone", "paste to RLE", "the whole run", "run/ceiling", found["versions"]["torch"]):
+    for name in ("backbone", "paste to RLE", "the whole run", "run/ceiling", found["versions"]["torch"], found["date"]):
         assert name in out
+    assert found["command"].startswith("python -m jobs.benchmark --config")
     assert Image.open(tmp_path / "figures.png").size[0] > 500
 
 

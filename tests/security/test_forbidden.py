@@ -58,6 +58,7 @@ MODULES = "datetime hashlib numpy os pandas requests subprocess tarfile tempfile
 EXEMPT = {
     "patchdct/checkpoint.py",
     "patchdct/safe_pickle.py",
+    "jobs/benchmark.py",
     "jobs/evaluate.py",
     "jobs/fitting.py",
     "pipeline/checkpoints.py",
