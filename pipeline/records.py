@@ -190,10 +190,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelerInfo:
-    """What a run must know of its labeler; see `labelers.Labeler`."""
+    """What a run must know of its labeler; see `labelers.Labeler`. batch_size: of one worker."""
 
     fingerprint: str
     categories: tuple[Category, ...]
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

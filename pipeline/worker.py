@@ -58,7 +58,7 @@ class Worker:
         scratch.sweep()
         self._store = Store()
         self._labeler = build(config.labeler, self._store)
-        batch_size(staged(self._labeler), config.labeler)  # now, if it has to be found out
+        self._batch_size = batch_size(staged(self._labeler), config.labeler)  # now, if it has to be found out
         self._decoding = Decoding(
             config.limits,
             threads=max(DECODING_THREADS, ceil(config.run.cpus_per_worker or 1)),
@@ -68,8 +68,12 @@ class Worker:
         self._reading, self._finding = Line(), Line()
 
     def describe(self) -> LabelerInfo:
-        """What the manifest says of the labeler."""
-        return LabelerInfo(fingerprint=self._labeler.fingerprint, categories=self._labeler.categories)
+        """What the run must know of the labeler."""
+        return LabelerInfo(
+            fingerprint=self._labeler.fingerprint,
+            categories=self._labeler.categories,
+            batch_size=self._batch_size,
+        )
 
     def join(self) -> Turn:
         """A turn behind those of the shards that are under way."""

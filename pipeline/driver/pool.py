@@ -236,6 +236,8 @@ class Pool:
 
     def _welcome(self, labeler: LabelerInfo) -> None:
         """The first worker's labeler founds the run, or is checked against it; the others must be the same."""
+        if self._config.labeler.batch_size == "auto" and not self._started:
+            log.info("labeler.batch_size: auto is %s on the first worker", labeler.batch_size)
         if not self._founded:
             self.manifest = founding.found(self._config, self.manifest, labeler, self._store)
             self._founded = True

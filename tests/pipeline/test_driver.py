@@ -17,6 +17,7 @@ from pipeline.driver import Outcome, Snapshot
 from pipeline.driver.actors import Actor
 from pipeline.driver.outages import Series
 from pipeline.errors import RunError, UserError
+from pipeline.labelers import USUAL_BATCH_SIZE
 from pipeline.records import Failure, ImageLabels
 from pipeline.store import Store
 from tests.fakes import draw, write_tar
@@ -251,6 +252,16 @@ def test_a_corrupt_shard_is_named_and_costs_one_attempt(cluster: Cluster, tars: 
     assert outcome.snapshot.done == SHARDS - 1
     (tars / "2.tar").write_bytes(whole)
     assert not any(key.startswith("2-") for key in read(tmp_path / "out"))
+
+
+def test_the_batch_size_that_was_found_is_told(
+    cluster: Cluster, tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers find it out where nobody looks; a user who wants to fix it, or doubts it, must see it."""
+    one = config(tars, tmp_path / "out", cluster)
+    with caplog.at_level("INFO"):
+        label(dataclasses.replace(one, labeler=dataclasses.replace(one.labeler, batch_size="auto")))
+    assert f"labeler.batch_size: auto is {USUAL_BATCH_SIZE} on the first worker" in caplog.text
 
 
 def test_another_config_or_labeler_is_refused_unless_accepted(cluster: Cluster, tars: Path, tmp_path: Path) -> None:
