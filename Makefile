@@ -18,7 +18,7 @@ unit slow test-s3 bench-paste bench-driver train-deaths memory: export OMP_NUM_T
 unit slow test-s3 train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export benchmark bench-overlap memory audit format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export bench-evaluate benchmark bench-overlap memory audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -70,6 +70,9 @@ fuzz: $(INSTALLED)  ## label 10,000 spoilt images and 1,000 spoilt containers, a
 
 bench-export: $(INSTALLED)  ## peak memory of exports of 20,000 and 200,000 images; fails where it grows
 	$(BIN)/python -m tests.pipeline.bench_export
+
+bench-evaluate: $(INSTALLED)  ## peak memory of evaluations of 2,000 and 20,000 images; fails where it grows
+	$(BIN)/python -m tests.jobs.bench_evaluate
 
 benchmark: $(INSTALLED)  ## the speed of labeling on this machine, stage by stage, against the model alone; after `make demo`
 	$(BIN)/python -m jobs.benchmark --config configs/label/benchmark.yaml --json build/benchmark.json

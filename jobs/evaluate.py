@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs import command, predictions, worst
 from jobs.predictions import Predictions
+from jobs.worst import Worst
 from patchdct import evaluate, upper_bound
 from patchdct.errors import DataError
 from patchdct.evaluate import cityscapes, lvis
@@ -51,8 +52,8 @@ def run(config: EvaluateConfig, store: Store) -> dict[str, Any]:
     if config.output is not None:
         check_writable("output", config.output, store)
     found = _predictions(config, kind, truth, store)
-    report = measure(config, truth, found, store)
-    report["notes"] = [*_missing(config, kind, truth), *(found.notes if found else ())]
+    report, shown = measure(config, truth, found, store)
+    report["notes"] = [*_missing(config, kind, truth), *(_notes(found, report["quarantined"]) if found else ())]
     for note in report["notes"]:
         log.warning(note)
     report["provenance"] = {
@@ -63,7 +64,6 @@ def run(config: EvaluateConfig, store: Store) -> dict[str, Any]:
         "settings": _settings(config, kind),
     }
     if config.output is not None:
-        shown = worst.NONE if found is None else worst.judge(truth, found, count=config.worst, store=store)
         report |= shown.figures
         reports.write(store, config.output, report, shown.examples, shown.text)
         log.info("wrote report.json, report.md and report.html at %s", redact(config.output))
@@ -115,26 +115,47 @@ def read_truth(config: EvaluateConfig, kind: predictions.Kind | None, store: Sto
     return dataclasses.replace(whole, uris=truth.uris, missing=truth.missing)
 
 
-def measure(config: EvaluateConfig, truth: Dataset, found: Predictions | None, store: Store) -> dict[str, Any]:
-    """The figures that `config.metrics` asks for, as the sections of the report."""
-    coco, image_ids, most = truth.coco, found.image_ids if found else None, config.max_detections
+def measure(
+    config: EvaluateConfig, truth: Dataset, found: Predictions | None, store: Store
+) -> tuple[dict[str, Any], Worst]:
+    """The figures that `config.metrics` asks for, as the sections of the report, and the worst images.
+
+    The predictions come and go some images at a time; `lvis` and `cityscapes`, and pycocotools, need them all at once.
+    """
+    coco, most = truth.coco, config.max_detections
     report: dict[str, Any] = {}
+    shown, image_ids = worst.NONE, None
     if found is not None:
+        index = evaluate.Truth(coco)
         chosen = [metric for metric in config.metrics if metric in _COCO_METRICS]
-        report |= evaluate.evaluate(
-            coco, found.results, metrics=chosen, max_detections=most, image_ids=image_ids, engine=config.engine
-        )
-        report["quarantined"] = found.quarantined
-        report["instances_per_class"] = _instances(coco, image_ids)
+        evaluation = evaluate.Evaluation(index, metrics=chosen, max_detections=most, engine=config.engine)
+        judge = worst.Judge(config.worst)
+        image_ids, objects, quarantined = list[int](), Counter[int](), 0
+        results: list[Mapping[str, Any]] = []
+        for block in found.blocks:
+            rows = index.rows(block.results, block.image_ids)
+            evaluation.add(rows)
+            if config.output is not None:
+                judge.add(block, rows)
+            image_ids += block.image_ids
+            objects.update(row["category_id"] for row in rows.annotations if not row["iscrowd"])
+            quarantined += block.quarantined
+            if not FORMS.keys().isdisjoint(config.metrics):
+                results += block.results
+        report |= evaluation.report()
+        report["quarantined"] = quarantined
+        report["instances_per_class"] = {str(row["name"]): objects[row["id"]] for row in coco["categories"]}
         if "lvis" in config.metrics:
-            report["lvis"] = lvis.evaluate(coco, found.results, max_detections=most, image_ids=image_ids)
+            report["lvis"] = lvis.evaluate(coco, results, max_detections=most, image_ids=image_ids)
         if "cityscapes" in config.metrics:
             maps = _label_maps(config.truth.annotations, coco, image_ids, store)
-            kept = [result for result in found.results if result["image_id"] in maps]
+            kept = [result for result in results if result["image_id"] in maps]
             report["cityscapes"] = cityscapes.evaluate(maps, kept)
+        if config.output is not None:
+            shown = judge.worst(truth, index, store)
     if "upper_bound" in config.metrics:
         report["upper_bound"] = upper_bound.measure(coco, max_detections=most, image_ids=image_ids)
-    return report
+    return report, shown
 
 
 def _predictions(
@@ -146,28 +167,21 @@ def _predictions(
         return predictions.from_checkpoint(config, truth, store)
     if kind == "labeling run":
         return predictions.from_run(config.predictions, truth.coco, store)
-    return predictions.from_results(config.predictions, store)
+    return predictions.from_results(config.predictions, truth.coco, store)
 
 
-def _instances(coco: Mapping[str, Any], image_ids: Sequence[int] | None) -> dict[str, int]:
-    """How many objects the truth has of each category; crowd regions are none."""
-    chosen = None if image_ids is None else set(image_ids)
-    counts = Counter(
-        row["category_id"]
-        for row in coco["annotations"]
-        if not row["iscrowd"] and (chosen is None or row["image_id"] in chosen)
-    )
-    return {str(row["name"]): counts[row["id"]] for row in coco["categories"]}
-
-
-def _label_maps(
-    annotations: str, coco: Mapping[str, Any], image_ids: Sequence[int] | None, store: Store
-) -> dict[int, bytes]:
+def _label_maps(annotations: str, coco: Mapping[str, Any], image_ids: Sequence[int], store: Store) -> dict[int, bytes]:
     """The label maps of Cityscapes' images, by image id."""
-    chosen = {row["id"] for row in coco["images"]} if image_ids is None else set(image_ids)
     names = {row["id"]: str(row["file_name"]).removesuffix(_CITY_IMAGE) + _CITY_MAP for row in coco["images"]}
-    uris = [join(annotations, names[image_id]) for image_id in sorted(chosen)]
-    return dict(zip(sorted(chosen), ahead(store.get, uris, threads=8), strict=True))
+    uris = [join(annotations, names[image_id]) for image_id in sorted(image_ids)]
+    return dict(zip(sorted(image_ids), ahead(store.get, uris, threads=8), strict=True))
+
+
+def _notes(found: Predictions, quarantined: int) -> list[str]:
+    if not quarantined:
+        return list(found.notes)
+    how = "they are measured as images without a mask"
+    return [*found.notes, f"{found.run}: {quarantined} images are quarantined; {how}"]
 
 
 def _missing(config: EvaluateConfig, kind: predictions.Kind | None, truth: Dataset) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +20,6 @@ from pipeline.config import EvaluateConfig, InputConfig, LabelConfig, OutputConf
 from pipeline.datasets import Dataset, checking, documents
 from pipeline.errors import NotFoundError, RunError, StoreError, UserError
 from pipeline.patchdct_labeler import read_weights
-from pipeline.records import ImageLabels
 from pipeline.sources.common import has_image_name
 from pipeline.store import Store, absolute, join, name, redact
 
@@ -31,6 +30,8 @@ ACCEPTED = "a labeling run, a COCO results json or a checkpoint"
 
 #: Images that one shard has when a checkpoint labels, so that a few hundred already keep several workers busy.
 _PER_SHARD = 100
+#: Images that are measured at once.
+_AT_ONCE = 500
 _CHECKPOINT_NAMES = (".pth", ".pt", ".pkl")
 _CHECKPOINT_HEADS = (b"PK\x03\x04", b"\x80")  # of a zip archive, as torch.save writes, and of a pickle
 _BLOCK = 1 << 22
@@ -47,19 +48,31 @@ _KEYS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Some images to measure on, and what is predicted there.
+
+    image_ids: the truth's. results: COCO results with the truth's image ids. uris: where images are, as far as a run
+    knows. quarantined: how many of the images could not be labelled.
+    """
+
+    image_ids: Sequence[int]
+    results: Sequence[Mapping[str, Any]]
+    uris: Mapping[int, str] = field(default_factory=dict)
+    quarantined: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
     """What is measured, and where it comes from.
 
-    results: COCO results with the truth's image ids. image_ids: the images to measure on; None: all of the truth's.
-    uris: where images are, as far as a run knows. quarantined: how many images could not be labelled. provenance: what
-    the report says of the source. notes: what a reader must know before believing the figures, in sentences.
+    blocks: all images, some at a time; they come once, and reading them raises what reading predictions does.
+    provenance: what the report says of the source. run: where that is, if it is a run. notes: what a reader must know
+    before believing the figures, in sentences.
     """
 
-    results: list[dict[str, Any]]
-    image_ids: list[int] | None
+    blocks: Iterator[Block]
     provenance: dict[str, Any]
-    uris: Mapping[int, str] = field(default_factory=dict)
-    quarantined: int = 0
+    run: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -90,8 +103,8 @@ def checksum(uri: str, store: Store) -> str:
     return found.hexdigest()
 
 
-def from_results(uri: str, store: Store) -> Predictions:
-    """The predictions of a COCO results json.
+def from_results(uri: str, truth: Mapping[str, Any], store: Store) -> Predictions:
+    """The predictions of a COCO results json, on all images of the truth.
 
     Raises:
         UserError: it is none.
@@ -99,19 +112,21 @@ def from_results(uri: str, store: Store) -> Predictions:
     results = documents.parsed(uri, store=store, key="predictions", what=ACCEPTED)
     checking.check_results(results, f"predictions: {redact(uri)}")
     provenance = {"uri": redact(uri), "kind": "COCO results", "sha256": checksum(uri, store)}
-    return Predictions(results=results, image_ids=None, provenance=provenance)
+    image_ids = [image["id"] for image in truth["images"]]
+    parts = evaluate.blocks(results, image_ids, _AT_ONCE)
+    return Predictions(
+        blocks=(Block(image_ids=chosen, results=found) for chosen, found in parts), provenance=provenance
+    )
 
 
 def from_run(uri: str, truth: Mapping[str, Any], store: Store) -> Predictions:
     """The predictions of a labeling run, whose image keys are matched to the truth's file names.
 
     Raises:
-        UserError, DataError: there are none, or they do not fit the truth.
+        UserError, DataError: they do not fit the truth; or, with the last of the blocks, there are none, or their keys
+            do not fit.
     """
-    rows = list(runs.read_rows(store, uri))
-    if not rows:
-        raise UserError(f"predictions: {redact(uri)} has no committed shard yet")
-    return _of_rows(rows, evaluate.match_keys(truth, [row.key for row in rows]), uri, truth, store)
+    return _of_run(uri, truth, store, evaluate.Keys(truth), f"predictions: {redact(uri)}")
 
 
 def from_checkpoint(config: EvaluateConfig, truth: Dataset, store: Store) -> Predictions:
@@ -165,8 +180,7 @@ def from_checkpoint(config: EvaluateConfig, truth: Dataset, store: Store) -> Pre
             f"{redact(outcome.uri)}: {now.done} of {now.shards} shards are labelled{first}; run the same command again "
             "to go on"
         )
-    rows = list(runs.read_rows(store, label.output.uri))
-    found = _of_rows(rows, {row.key: row.image_id for row in rows}, label.output.uri, truth.coco, store, where)
+    found = _of_run(label.output.uri, truth.coco, store, None, where)
     provenance = {
         **found.provenance,
         "uri": redact(config.predictions),
@@ -211,24 +225,14 @@ def fit(found: Iterable[tuple[int, str]], truth: Mapping[str, Any], where: str) 
     return notes
 
 
-def _of_rows(
-    rows: Sequence[ImageLabels],
-    ids: Mapping[str, int],
-    uri: str,
-    truth: Mapping[str, Any],
-    store: Store,
-    where: str | None = None,
-) -> Predictions:
-    """The masks of a run as COCO results; `ids` are the truth's, by key."""
+def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: evaluate.Keys | None, where: str) -> Predictions:
+    """The masks of a run; its image ids are the truth's where there are no `keys` to match."""
     manifest = ledger.read_manifest(store, uri)
-    notes = fit(((one.id, one.name) for one in manifest.categories), truth, where or f"predictions: {redact(uri)}")
+    notes = fit(((one.id, one.name) for one in manifest.categories), truth, where)
     if left := len(ledger.pending(manifest, ledger.committed_ids(store, uri))):
         notes.append(f"{redact(uri)}: {left} shards are not committed; their images are not measured")
-    if quarantined := sum(row.status == "quarantined" for row in rows):
-        notes.append(f"{redact(uri)}: {quarantined} images are quarantined; they are measured as images without a mask")
     return Predictions(
-        results=[{**annotation, "image_id": ids[row.key]} for row in rows for annotation in annotations_of(row)],
-        image_ids=sorted(ids.values()),
+        blocks=_blocks(uri, store, keys),
         provenance={
             "uri": redact(uri),
             "kind": "labeling run",
@@ -236,10 +240,28 @@ def _of_rows(
             "fingerprint": manifest.fingerprint,
             "created": manifest.created,
         },
-        uris={ids[row.key]: row.uri for row in rows if has_image_name(name(row.uri))},  # not: the tar around it
-        quarantined=quarantined,
+        run=redact(uri),
         notes=tuple(notes),
     )
+
+
+def _blocks(uri: str, store: Store, keys: evaluate.Keys | None) -> Iterator[Block]:
+    """The rows of a run. From a key on that matches no image they are read for its like alone, to name them."""
+    empty = fit = True
+    for rows in runs.batches(runs.read_rows(store, uri), _AT_ONCE):
+        ids = keys.match(row.key for row in rows) if keys else {row.key: row.image_id for row in rows}
+        empty, fit = False, fit and len(ids) == len(rows)
+        if fit:
+            yield Block(
+                image_ids=list(ids.values()),
+                results=[{**one, "image_id": ids[row.key]} for row in rows for one in annotations_of(row)],
+                uris={ids[row.key]: row.uri for row in rows if has_image_name(name(row.uri))},  # not: the tar around it
+                quarantined=sum(row.status == "quarantined" for row in rows),
+            )
+    if empty:
+        raise UserError(f"predictions: {redact(uri)} has no committed shard yet")
+    if keys:
+        keys.check()
 
 
 def _put_listing(listing: str, truth: Dataset, config: EvaluateConfig, sha256: str, store: Store) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.predictions import Predictions
+from jobs.predictions import Block
 from patchdct import evaluate
-from patchdct.evaluate import ImageQuality
+from patchdct.evaluate import ImageQuality, Rows
 from pipeline import reports
 from pipeline.datasets import Dataset
 from pipeline.records import Category
@@ -43,67 +42,77 @@ class Worst:
 NONE = Worst(text="There are none, as no predictions were measured.")
 
 
-def judge(truth: Dataset, found: Predictions, *, count: int, store: Store) -> Worst:
-    """Judge the images one by one, and draw the `count` worst of them where it is known where they are."""
-    qualities = evaluate.image_quality(truth.coco, found.results, score=SCORE, image_ids=found.image_ids)
-    chosen = evaluate.worst(qualities, count)
-    names = {row["id"]: str(row["file_name"]) for row in truth.coco["images"]}
-    figures = {
-        "matches": _matches(qualities),
-        "worst": [{"file_name": names[one.image_id], **dataclasses.asdict(one)} for one in chosen],
-    }
-    uris = truth.uris or found.uris
-    if not chosen:
-        return Worst(figures=figures, text="There are none to show.")
-    if not uris:
-        return Worst(figures=figures, text="They are named in report.json; set truth.images to see them here.")
-    federated = any("neg_category_ids" in row for row in truth.coco["images"])
-    text = _TEXT + _FEDERATED * federated
-    return Worst(figures=figures, text=text, examples=_examples(chosen, truth, found, uris, store))
+class Judge:
+    """Judges images one by one, and keeps what it takes to draw the worst of them."""
 
+    def __init__(self, count: int) -> None:
+        """Begin without images; `count` are to be shown."""
+        self._count = count
+        self._worst: list[ImageQuality] = []
+        self._results: dict[int, list[Mapping[str, Any]]] = {}  # of the worst
+        self._uris: dict[int, str] = {}  # of the worst
+        self._has_uris = False
+        self._sums: dict[str, float] = dict.fromkeys(("found", "missed", "spurious", "iou"), 0)
 
-def _matches(qualities: Iterable[ImageQuality]) -> dict[str, Any]:
-    """The sums over images."""
-    sums: dict[str, float] = defaultdict(int)
-    for one in qualities:
-        sums["found"] += one.true_positives
-        sums["missed"] += one.missed
-        sums["spurious"] += one.spurious
-        sums["iou"] += one.true_positives * (one.mean_iou or 0.0)
-    mean_iou = sums["iou"] / sums["found"] if sums["found"] else None
-    return {"score": SCORE, **{key: sums[key] for key in ("found", "missed", "spurious")}, "mean_iou": mean_iou}
+    def add(self, block: Block, rows: Rows) -> None:
+        """Judge further images; `rows` are what the truth and the block have of them."""
+        qualities = evaluate.judge(rows, score=SCORE)
+        for one in qualities:
+            self._sums["found"] += one.true_positives
+            self._sums["missed"] += one.missed
+            self._sums["spurious"] += one.spurious
+            self._sums["iou"] += one.true_positives * (one.mean_iou or 0.0)
+        self._worst = evaluate.worst([*self._worst, *qualities], self._count)
+        self._has_uris |= bool(block.uris)
+        ids = [one.image_id for one in self._worst]
+        self._uris |= block.uris
+        self._uris = {image_id: self._uris[image_id] for image_id in ids if image_id in self._uris}
+        self._results = {image_id: self._results.get(image_id, []) for image_id in ids}
+        for row in block.results:
+            if row["score"] >= SCORE and row["image_id"] in self._results:
+                self._results[row["image_id"]].append(row)
 
+    def worst(self, truth: Dataset, index: evaluate.Truth, store: Store) -> Worst:
+        """What there is to say of all images, with pictures of the worst where it is known where they are."""
+        figures = {
+            "matches": self._matches(),
+            "worst": [
+                {"file_name": str(index.images[one.image_id]["file_name"]), **dataclasses.asdict(one)}
+                for one in self._worst
+            ],
+        }
+        if not self._worst:
+            return Worst(figures=figures, text="There are none to show.")
+        if not truth.uris and not self._has_uris:
+            text = "They are named in report.json; set truth.images to see them here."
+            return Worst(figures=figures, text=text)
+        federated = any("neg_category_ids" in row for row in truth.coco["images"])
+        text = _TEXT + _FEDERATED * federated
+        return Worst(figures=figures, text=text, examples=self._examples(truth, index, store))
 
-def _examples(
-    chosen: Sequence[ImageQuality], truth: Dataset, found: Predictions, uris: Mapping[int, str], store: Store
-) -> list[Example]:
-    ids = {one.image_id for one in chosen}
-    images = {row["id"]: row for row in truth.coco["images"] if row["id"] in ids}
-    real = _by_image(truth.coco["annotations"], ids)
-    guessed = _by_image((row for row in found.results if row["score"] >= SCORE), ids)
-    categories = [Category(id=row["id"], name=str(row["name"])) for row in truth.coco["categories"]]
-    return [
-        reports.example(
-            str(images[one.image_id]["file_name"]),
-            _caption(one),
-            uri=uris.get(one.image_id),
-            size=(images[one.image_id]["height"], images[one.image_id]["width"]),
-            truth=real[one.image_id],
-            predictions=guessed[one.image_id],
-            categories=categories,
-            store=store,
-        )
-        for one in chosen
-    ]
+    def _matches(self) -> dict[str, Any]:
+        """The sums over images."""
+        found, missed, spurious, iou = self._sums.values()
+        mean_iou = iou / found if found else None
+        return {"score": SCORE, "found": found, "missed": missed, "spurious": spurious, "mean_iou": mean_iou}
 
-
-def _by_image(rows: Iterable[dict[str, Any]], ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
-    """The annotations or results of each of these images."""
-    grouped: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in ids}
-    for row in rows:
-        if row["image_id"] in grouped:
-            grouped[row["image_id"]].append(row)
-    return grouped
+    def _examples(self, truth: Dataset, index: evaluate.Truth, store: Store) -> list[Example]:
+        uris = truth.uris or self._uris
+        categories = [Category(id=row["id"], name=str(row["name"])) for row in truth.coco["categories"]]
+        return [
+            reports.example(
+                str(image["file_name"]),
+                _caption(one),
+                uri=uris.get(one.image_id),
+                size=(image["height"], image["width"]),
+                truth=index.annotations([one.image_id]),
+                predictions=self._results[one.image_id],
+                categories=categories,
+                store=store,
+            )
+            for one in self._worst
+            for image in [index.images[one.image_id]]
+        ]
 
 
 def _caption(one: ImageQuality) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as mask_api
 
-from patchdct.evaluate.matching import IOU_THRESHOLDS, Floats, Group, mask_ious
+from patchdct.evaluate.matching import IOU_THRESHOLDS, Floats, Group
 
 #: The width of the boundary region, as a share of the image's diagonal.
 DILATION_RATIO = 0.02
@@ -37,13 +37,13 @@ def boundary_width(height: int, width: int) -> int:
     return max(1, round(DILATION_RATIO * math.hypot(height, width)))
 
 
-def boundary_ious(group: Group) -> Floats:
+def boundary_ious(group: Group, overlaps: Floats) -> Floats:
     """The smaller of mask IoU and boundary IoU, float64 [D, G]; of a crowd, the share of the prediction inside it.
 
-    Where the mask IoU is below the lowest threshold nothing can match, and it stands as it is: the outlines, which take
-    the time, are those of the few pairs that could.
+    Where the mask IoU, `overlaps` [D, G], is below the lowest threshold nothing can match, and it stands as it is: the
+    outlines, which take the time, are those of the few pairs that could.
     """
-    ious = mask_ious(group)
+    ious = overlaps.copy()
     close = (ious >= IOU_THRESHOLDS[0]) & ~group.crowd
     found = {d: _Outline.of(group.predictions[d]["segmentation"]) for d in np.flatnonzero(close.any(axis=1))}
     wanted = {g: _Outline.of(group.annotations[g]["segmentation"]) for g in np.flatnonzero(close.any(axis=0))}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from patchdct.evaluate.matching import group_rows, mask_ious, match
-from patchdct.evaluate.rows import read_rows
+from patchdct.evaluate.rows import Rows, read_rows
 
 _THRESHOLD = np.array([0.5])
 
@@ -40,12 +40,7 @@ def image_quality(
     score: float = 0.5,
     image_ids: Collection[int] | None = None,
 ) -> list[ImageQuality]:
-    """Judge images one by one, by ascending id. The arguments are not changed.
-
-    Predictions choose by descending score among the objects of their category, at mask IoU 0.5 or more. One that lies
-    by half or more in a crowd region of its category, and matches nothing, is not counted. Quality is the panoptic
-    quality of Kirillov et al., "Panoptic Segmentation" (CVPR 2019), of things, with the categories of an image taken
-    together, and masks may overlap.
+    """Judge the images of a truth by COCO results, neither of which is changed; see `judge`.
 
     Args:
         truth: A COCO data set.
@@ -56,14 +51,29 @@ def image_quality(
     Raises:
         DataError: As of `evaluate`.
     """
-    rows = read_rows(truth, [result for result in results if result["score"] >= score], image_ids)
+    return judge(read_rows(truth, results, image_ids), score=score)
+
+
+def judge(rows: Rows, *, score: float = 0.5) -> list[ImageQuality]:
+    """Judge images one by one, by ascending id.
+
+    Predictions choose by descending score among the objects of their category, at mask IoU 0.5 or more. One that lies
+    by half or more in a crowd region of its category, and matches nothing, is not counted. Quality is the panoptic
+    quality of Kirillov et al., "Panoptic Segmentation" (CVPR 2019), of things, with the categories of an image taken
+    together, and masks may overlap.
+
+    Args:
+        rows: The images, with their objects and predictions.
+        score: Predictions with a lower score are left out.
+    """
+    rows = replace(rows, predictions=[row for row in rows.predictions if row["score"] >= score])
     ious: dict[int, list[float]] = defaultdict(list)
     missed: dict[int, int] = defaultdict(int)
     spurious: dict[int, int] = defaultdict(int)
     for groups in group_rows(rows).values():
         for group in groups:
             overlaps, crowd = mask_ious(group), group.crowd
-            choices = match(overlaps, crowd, crowd, _THRESHOLD)[0]
+            choices = match([overlaps], crowd, crowd[None], _THRESHOLD)[0, 0]
             found = np.flatnonzero((choices >= 0) & ~np.append(crowd, True)[choices])
             ious[group.image_id] += overlaps[found, choices[found]].tolist()
             missed[group.image_id] += int(np.count_nonzero(~crowd)) - len(found)

@@ -2,65 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from posixpath import basename, splitext
 from typing import Any
 
 from patchdct.errors import DataError
 
+_NAMED = 3  # keys in a sentence
+
 
 def match_keys(truth: Mapping[str, Any], keys: Iterable[str]) -> dict[str, int]:
-    """The truth's image id for each image key of a labeling run.
-
-    A key is an image's `file_name`; or else its file name without the extension (of either); or else, where that is
-    unique in the truth, the last part of its path, with or without the extension.
+    """The truth's image id for each image key of a labeling run; see `Keys`.
 
     Raises:
         DataError: Some keys match no image, more than one, or the same image as another key.
     """
-    file_names = {image["id"]: str(image["file_name"]) for image in truth["images"]}
-    whole = _index(file_names, str)
-    stems = _index(file_names, _stem)
-    bases = _index(file_names, basename)
-    base_stems = _index(file_names, lambda name: _stem(basename(name)))
-
-    matched: dict[str, int] = {}
-    owners: dict[int, str] = {}
-    unmatched: list[str] = []
-    for key in keys:
-        base = basename(key)
-        candidates = (
-            whole.get(key)
-            or stems.get(key)
-            or stems.get(_stem(key))
-            or bases.get(base)
-            or base_stems.get(base)
-            or base_stems.get(_stem(base))
-            or []
-        )
-        if len(candidates) != 1:
-            unmatched.append(key)
-            continue
-        image_id = candidates[0]
-        if image_id in owners:
-            raise DataError(f"The keys {owners[image_id]!r} and {key!r} both match image {image_id} of the truth.")
-        owners[image_id] = key
-        matched[key] = image_id
-    if unmatched:
-        names = ", ".join(map(repr, list(file_names.values())[:2])) or "none"
-        raise DataError(
-            f"{len(unmatched)} of {len(unmatched) + len(matched)} image keys match no single image of the truth "
-            f"(first {', '.join(map(repr, unmatched[:3]))}); its file names are like {names}."
-        )
+    matcher = Keys(truth)
+    matched = matcher.match(keys)
+    matcher.check()
     return matched
 
 
-def _index(file_names: Mapping[int, str], way: Callable[[str], str]) -> dict[str, list[int]]:
-    """The image ids by what `way` makes of their file names."""
-    index: dict[str, list[int]] = {}
-    for image_id, name in file_names.items():
-        index.setdefault(way(name), []).append(image_id)
-    return index
+class Keys:
+    """The image keys of a labeling run, which may come some at a time, and the images of the truth that they mean.
+
+    A key is an image's `file_name`; or else its file name without the extension (of either); or else, where that is
+    unique in the truth, the last part of its path, with or without the extension.
+    """
+
+    def __init__(self, truth: Mapping[str, Any]) -> None:
+        """Begin without keys; of the truth, `images` are read."""
+        self._images: Sequence[Mapping[str, Any]] = truth["images"]
+        self._indexes: dict[Callable[[str], str], dict[str, int | None]] = {}  # those that were needed
+        self._owners: dict[int, str] = {}
+        self._strangers = 0
+        self._first: list[str] = []  # of these
+
+    def match(self, keys: Iterable[str]) -> dict[str, int]:
+        """The image ids of further keys, without those that match no single image.
+
+        Raises:
+            DataError: Two keys match one image.
+        """
+        matched: dict[str, int] = {}
+        for key in keys:
+            image_id = self._find(key)
+            if image_id is None:
+                self._strangers += 1
+                self._first += [key] * (len(self._first) < _NAMED)
+            elif image_id in self._owners:
+                raise DataError(
+                    f"The keys {self._owners[image_id]!r} and {key!r} both match image {image_id} of the truth."
+                )
+            else:
+                self._owners[image_id] = key
+                matched[key] = image_id
+        return matched
+
+    def check(self) -> None:
+        """Refuse keys, of all that came, that match no image or more than one.
+
+        Raises:
+            DataError: There are such.
+        """
+        if self._strangers:
+            names = ", ".join(repr(str(image["file_name"])) for image in self._images[:2]) or "none"
+            raise DataError(
+                f"{self._strangers} of {self._strangers + len(self._owners)} image keys match no single image of the "
+                f"truth (first {', '.join(map(repr, self._first))}); its file names are like {names}."
+            )
+
+    def _find(self, key: str) -> int | None:
+        base = basename(key)
+        for way, name in (
+            (str, key),
+            (_stem, key),
+            (_stem, _stem(key)),
+            (basename, base),
+            (_base_stem, base),
+            (_base_stem, _stem(base)),
+        ):
+            if name in (index := self._index(way)):
+                return index[name]
+        return None
+
+    def _index(self, way: Callable[[str], str]) -> dict[str, int | None]:
+        """The image ids by what `way` makes of their file names; None where several have the same."""
+        if way not in self._indexes:
+            index: dict[str, int | None] = {}
+            for image in self._images:
+                name = way(str(image["file_name"]))
+                index[name] = None if name in index else image["id"]
+            self._indexes[way] = index
+        return self._indexes[way]
+
+
+def _base_stem(name: str) -> str:
+    return _stem(basename(name))
 
 
 def _stem(name: str) -> str:

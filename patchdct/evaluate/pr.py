@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from patchdct.evaluate.matching import IOU_THRESHOLDS, RECALLS, Curves, Floats, Group, group_rows, mask_ious, rank
-from patchdct.evaluate.rows import Rows
+from patchdct.evaluate.matching import RECALLS, Floats
+from patchdct.evaluate.tally import Curves, Ranked, Tally
 
 #: The curves of a section by name: the IoU thresholds over which they are the mean.
 _CURVES = {"precision": slice(None), "precision50": slice(0, 1), "precision75": slice(5, 6)}
 
 
-def section(rows: Rows, curves: Curves, max_detections: int) -> dict[str, Any]:
+def section(categories: Mapping[int, str], curves: Curves, tally: Tally) -> dict[str, Any]:
     """The section `pr` of the report.
 
     Args:
-        rows: What was measured.
-        curves: The curves of its masks.
-        max_detections: How many predictions of one image and category count.
+        categories: The names by id, ascending.
+        curves: The curves of their masks.
+        tally: What these are from.
 
     Returns:
         `recall`, the levels [101]; `precision` (mean over IoU 0.5 to 0.95), `precision50` and `precision75` at these
@@ -29,31 +29,29 @@ def section(rows: Rows, curves: Curves, max_detections: int) -> dict[str, Any]:
         not reached; and `best_f1`, see there. A category that the truth does not have is None.
     """
     precision = curves.precision[..., 0]
-    measured = [k for k in range(len(rows.categories)) if precision[0, 0, k] >= 0]
-    names = list(rows.categories.values())
-    per_class: dict[str, Any] = dict.fromkeys(names)
-    groups = list(group_rows(rows, max_detections).values())
+    measured = [k for k in range(len(categories)) if precision[0, 0, k] >= 0]
+    ids = list(categories)
+    per_class: dict[str, Any] = dict.fromkeys(categories.values())
     for k in measured:
         # Where nothing was found COCOeval has zeros, which as a score to keep from would mean everything.
         reached = precision[0, :, k] > 0
         scores = curves.scores[0, :, k, 0]
-        per_class[names[k]] = {
+        per_class[categories[ids[k]]] = {
             **_named(precision[..., [k]]),
             "score": [score if there else None for score, there in zip(scores.tolist(), reached, strict=True)],
-            "best_f1": best_f1(groups[k]),
+            "best_f1": best_f1(tally.ranked_masks(ids[k])),
         }
     return {"recall": RECALLS.tolist(), **_named(precision[..., measured]), "per_class": per_class}
 
 
-def best_f1(groups: Sequence[Group]) -> dict[str, float | None]:
-    """The highest F1 of a category at IoU 0.5 that a score threshold reaches, counting what has at least that score.
+def best_f1(ranked: Ranked) -> dict[str, float | None]:
+    """The highest F1 of a category that a score threshold reaches, counting what has at least that score.
 
     Returns:
         `f1`, the `score` to keep from (None where nothing was found), and the `precision` and `recall` there. Of equal
         F1, the highest score.
     """
-    ranked = rank(groups, [mask_ious(one) for one in groups], IOU_THRESHOLDS[:1])
-    right, wrong = np.cumsum(ranked.right[0]), np.cumsum(ranked.wrong[0])
+    right, wrong = np.cumsum(ranked.right), np.cumsum(ranked.wrong)
     # A threshold keeps all predictions of one score, or none.
     ends = np.flatnonzero(np.append(ranked.scores[1:] != ranked.scores[:-1], True)[: len(ranked.scores)])
     f1 = 2 * right[ends] / (right[ends] + wrong[ends] + max(ranked.wanted, 1))

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from jobs import evaluate
+from jobs import evaluate, predictions
 from patchdct import scenes
 from pipeline import ledger, runs
 from pipeline.coco_file import annotations_of
@@ -120,6 +120,74 @@ def test_a_run_is_measured_and_reported(measure: Measure, labelled: Path) -> Non
     assert pictures(html, "jpeg") == 4  # two images, each twice
     assert "Not shown: not_an_image" in html
     assert not re.search(r'(src|href)="(?!data:)', html), "the page must load nothing"
+
+
+@pytest.mark.parametrize("predicted", ["run", "results.json"])
+def test_images_in_small_parts_make_the_same_report(
+    predicted: str, measure: Measure, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run is measured some images at a time: one at the seam must be neither lost nor seen twice."""
+    truth = json.loads((labelled / "truth.json").read_text())
+    results = [{**one, "score": 0.4 + 0.1 * (n % 3)} for n, one in enumerate(truth["annotations"][1:])]
+    (labelled / "results.json").write_text(json.dumps(results))
+    config = {
+        "predictions": str(labelled / predicted),
+        "truth": {"annotations": str(labelled / "truth.json"), "images": str(labelled / "images")},
+        "metrics": ["coco", "boundary", "pr"],
+        "output": str(labelled / "report"),
+        "worst": 3,
+    }
+    reports, pages = [], []
+    for size in (500, 2, 1):
+        monkeypatch.setattr(predictions, "_AT_ONCE", size)
+        measure(config)
+        report = json.loads((labelled / "report/report.json").read_text())
+        del report["provenance"]
+        reports.append(report)
+        pages.append(re.findall('data:image/jpeg[^"]+', (labelled / "report/report.html").read_text()))
+    assert reports[0] == reports[1] == reports[2]
+    assert pages[0] == pages[1] == pages[2]
+    assert reports[0]["images"] == IMAGES > 2
+    assert len(reports[0]["worst"]) == 3
+
+
+def test_quarantined_images_of_all_parts_are_counted(
+    measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note that names the last part's alone would make a run look sounder than it is."""
+    monkeypatch.setattr(predictions, "_AT_ONCE", IMAGES)
+    store, run = Store(), str(tmp_path / "run")
+    make_run(store, run, tmp_path / "in", shards=2)
+    images = [{"id": n, "file_name": row.key, **SIZE} for n, row in enumerate(runs.read_rows(store, run), start=1)]
+    truth = {"images": images, "annotations": [box(1, 1, 2, 2, 9, 9), box(7, 7, 2, 2, 9, 9)], "categories": CATEGORIES}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+
+    figures = measure(
+        {
+            "predictions": run,
+            "truth": {"annotations": str(tmp_path / "truth.json")},
+            "output": str(tmp_path / "report"),
+        }
+    )
+
+    assert (figures["images"], figures["quarantined"]) == (2 * IMAGES, 2)
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["instances_per_class"] == {"bright": 1, "dark": 1}
+    assert "2 images are quarantined" in report["notes"][0]
+
+
+def test_keys_of_later_images_are_named_too(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of other images must not pass for one of these because its first images fit."""
+    monkeypatch.setattr(predictions, "_AT_ONCE", 1)
+    truth = json.loads((labelled / "truth.json").read_text())
+    truth["images"][2]["file_name"] = truth["images"][3]["file_name"] = "other.png"
+    (labelled / "truth.json").write_text(json.dumps(truth))
+    config = {"predictions": str(labelled / "run"), "truth": {"annotations": str(labelled / "truth.json")}}
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    assert evaluate.main(["--config", str(tmp_path / "evaluate.yaml")]) == 2
+    assert f"2 of {IMAGES} image keys match no single image of the truth" in capsys.readouterr().err
 
 
 def test_coco_results_are_measured(measure: Measure, labelled: Path) -> None:

@@ -14,6 +14,10 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from patchdct.evaluate.engines import ENGINES
+from patchdct.evaluate.rows import Rows
+from patchdct.evaluate.tally import Curves, Kind
+
 COCO_MINI = Path(__file__).parents[3] / "shared/data/coco-mini/annotations/instances_val.json"
 KERNEL = np.ones((3, 3), np.uint8)
 
@@ -109,6 +113,13 @@ def nasty(
             results.append(row)
     truth["annotations"] = [truth["annotations"][i] for i in rng.permutation(len(truth["annotations"]))]
     return truth, [results[i] for i in rng.permutation(len(results))]
+
+
+def curves_of(engine: str, rows: Rows, kind: Kind, max_detections: int) -> Curves:
+    """What an engine makes of rows that come all at once."""
+    tally = ENGINES[engine](rows.categories, [kind], max_detections)
+    tally.add(rows)
+    return tally.curves(kind)
 
 
 def quiet_coco(truth: dict[str, Any]) -> COCO:

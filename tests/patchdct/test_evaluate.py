@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ import pytest
 from pycocotools.cocoeval import COCOeval
 
 from patchdct import scenes
-from patchdct.evaluate import evaluate
-from patchdct.evaluate.engines import ENGINES, Kind
+from patchdct.evaluate import Evaluation, Truth, blocks, evaluate
+from patchdct.evaluate.engines import ENGINES
 from patchdct.evaluate.rows import read_rows
-from tests.patchdct.evaluated import COCO_MINI, accumulated, encode, nasty, perfect, perturbed, quiet_coco
+from patchdct.evaluate.tally import Kind
+from tests.patchdct.evaluated import COCO_MINI, accumulated, curves_of, encode, nasty, perfect, perturbed, quiet_coco
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +91,65 @@ def test_curves_are_those_of_pycocotools(case: dict[str, int], limit: int, kind:
 
     expected = accumulated(truth, results, "segm" if kind == "mask" else "bbox", limit).eval
 
-    for measure in ENGINES.values():
-        curves = measure(rows, kind, limit)
+    for engine in ENGINES:
+        curves = curves_of(engine, rows, kind, limit)
         for name in ("precision", "recall", "scores"):
             assert getattr(curves, name) == pytest.approx(expected[name][..., 0], abs=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("seed", "size"), [(0, 1), (2, 4), (5, 7)])
+def test_images_in_parts_have_the_figures_of_all_at_once(seed: int, size: int, engine: str) -> None:
+    """Equal scores rank by image id: were it by arrival, figures would change with the order of shards."""
+    truth, results = nasty(seed, images=16)
+    whole = Evaluation(Truth(truth), engine=engine)
+    whole.add(read_rows(truth, results))
+    parts = list(blocks(results, [image["id"] for image in truth["images"]], size))
+    assert len(parts) > 2
+
+    index = Truth(truth)
+    evaluation = Evaluation(index, engine=engine)
+    for image_ids, some in (parts[place] for place in np.random.default_rng(seed).permutation(len(parts))):
+        evaluation.add(index.rows(some, image_ids))
+
+    assert evaluation.report() == whole.report() == evaluate(truth, results, engine=engine)
+
+
+def test_images_that_were_measured_are_not_held() -> None:
+    """A million images with their masks do not fit into memory; their matches do, in a hundred bytes a prediction."""
+    truth, results = nasty(3, images=50)
+    index = Truth(truth)
+    parts = list(blocks(results * 10, list(index.images), 10))
+    evaluation = Evaluation(index)
+    evaluation.add(index.rows(parts[0][1], parts[0][0]))  # what is compiled now stays
+    gc.collect()
+    tracemalloc.start()
+    for image_ids, some in parts[1:]:
+        evaluation.add(index.rows(some, image_ids))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    count = sum(len(some) for _, some in parts[1:])
+    assert count > 1000
+    assert held / count < 100
+
+
+def test_blocks_have_each_result_once() -> None:
+    """A result that is lost is a missed object; and one of a strange image must still come, to be refused."""
+    results = [{"image_id": image_id, "number": number} for number, image_id in enumerate([3, 9, 1, 3, 2, 9, 1])]
+
+    found = list(blocks(results, [3, 1, 2, 4], 2))
+
+    assert [(ids, [row["number"] for row in rows]) for ids, rows in found] == [
+        ([1, 2], [1, 5, 2, 6, 4]),
+        ([3, 4], [0, 3]),
+    ]
+    assert [(ids, len(rows)) for ids, rows in blocks(results, [], 2)] == [([], 7)]
+
+
+def test_an_image_id_of_more_than_64_bits_is_refused() -> None:
+    """An overflow in the middle of an evaluation would not name its cause."""
+    with pytest.raises(ValueError, match=f"image id {2**70}; an id must fit 64 bits"):
+        evaluate({"images": [{"id": 2**70}], "categories": [], "annotations": []}, [])
 
 
 def test_the_fast_engine_takes_empty_data_sets() -> None:

@@ -18,7 +18,7 @@ from patchdct import scenes
 from patchdct.evaluate import boundary, boundary_width, evaluate
 from patchdct.evaluate.engines import ENGINES
 from patchdct.evaluate.rows import read_rows
-from tests.patchdct.evaluated import COCO_MINI, KERNEL, accumulated, block, encode, nasty, perfect, perturbed
+from tests.patchdct.evaluated import COCO_MINI, KERNEL, accumulated, block, curves_of, encode, nasty, perfect, perturbed
 
 ROWS = ("images", "annotations")
 
@@ -128,8 +128,8 @@ def test_curves_are_those_of_a_plain_computation(seed: int, limit: int) -> None:
 
     plain = accumulated(truth, results, "segm", limit, PlainBoundaryEval).eval
 
-    for measure in ENGINES.values():
-        curves = measure(rows, "boundary", limit)
+    for engine in ENGINES:
+        curves = curves_of(engine, rows, "boundary", limit)
         for name in ("precision", "recall", "scores"):
             assert getattr(curves, name) == pytest.approx(plain[name][..., 0], abs=1e-9)
     assert 0 < curves.precision[curves.precision > -1].mean() < 1
@@ -143,7 +143,7 @@ def test_figures_on_photographs_are_those_of_a_plain_computation() -> None:
     truth = truth | {key: [row for row in truth[key] if row.get("image_id", row["id"]) in chosen] for key in ROWS}
     results = perturbed(truth)
 
-    curves = ENGINES["fast"](read_rows(truth, results), "boundary", 100)
+    curves = curves_of("fast", read_rows(truth, results), "boundary", 100)
 
     plain = accumulated(truth, results, "segm", 100, PlainBoundaryEval).eval
     assert curves.precision == pytest.approx(plain["precision"][..., 0], abs=1e-9)
@@ -162,10 +162,10 @@ def test_outlines_are_not_held() -> None:
     results = [{"image_id": i, "category_id": 1, "segmentation": square, "score": 0.5} for i in range(count)]
     rows = read_rows(truth, results)
 
-    ENGINES["fast"](rows, "boundary", 100)  # what is compiled stays
+    curves_of("fast", rows, "boundary", 100)  # what is compiled stays
 
     tracemalloc.start()
-    curves = ENGINES["fast"](rows, "boundary", 100)
+    curves = curves_of("fast", rows, "boundary", 100)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

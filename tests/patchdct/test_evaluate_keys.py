@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from patchdct.evaluate import match_keys
+from patchdct.evaluate import Keys, match_keys
 
 
 def truth_of(*file_names: str) -> dict[str, Any]:
@@ -60,3 +60,18 @@ def test_keys_without_a_single_image_are_named(keys: list[str], sentence: str) -
     """Predictions given to a guessed image, or to one image twice, would lower the figures without a sign."""
     with pytest.raises(ValueError, match=sentence):
         match_keys(truth_of("x/a.jpg", "y/a.jpg", "b.jpg"), keys)
+
+
+def test_keys_that_come_in_parts_are_judged_together() -> None:
+    """The second key of an image may be in the last shard of a run, and a user must see how many keys fit nowhere."""
+    keys = Keys(truth_of("x/a.jpg", "y/a.jpg", "b.jpg"))
+
+    assert [keys.match(part) for part in (["z1", "b.png"], ["x/a"], ["z2", "z3", "z4"])] == [
+        {"b.png": 12},
+        {"x/a": 10},
+        {},
+    ]
+    with pytest.raises(ValueError, match=r"4 of 6 image keys .*\(first 'z1', 'z2', 'z3'\)"):
+        keys.check()
+    with pytest.raises(ValueError, match=r"'b.png' and 'b.jpg' both match image 12"):
+        keys.match(["b.jpg"])
