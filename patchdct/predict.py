@@ -16,16 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 
+from patchdct import resizing
 from patchdct.errors import ModelError
 from patchdct.paste import paste_rle
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: How labels are computed, where that moves more than the last bits: part of their fingerprint.
-COMPUTATION = "fast, with float32 features"
+COMPUTATION = "fast, with float32 features, boxes compared as they are"
+#: An image that is reduced by more than this is resized on the CPU: elsewhere it would take a step for each neighbour.
+MOST_REDUCED_ON_DEVICE = 32
 #: Height and width of an image for trials.
 TRIAL_SIZE = (480, 640)
 
@@ -49,11 +52,14 @@ class Prediction:
 class Prepared:
     """An image as a model takes it.
 
-    pixels: uint8 [3, h, w] on the CPU, resized, in the model's order of colours; height, width: of the image as it was;
-    like: what images that may share a forward pass have in common, the size that they are padded to.
+    pixels: uint8 on the CPU; if `resized`, [3, h, w] in the model's order of colours, else [H, W, 3] as it was decoded;
+    size: h and w, as the model sees it; height, width: of the image as it was; like: what images that may share a
+    forward pass have in common, the size that they are padded to.
     """
 
     pixels: torch.Tensor
+    resized: bool
+    size: tuple[int, int]
     height: int
     width: int
     like: tuple[int, int]
@@ -73,8 +79,16 @@ class Predictor:
     padded to the same size share a forward pass, as padding would shine through the convolutions.
     """
 
-    def __init__(self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32") -> None:
-        """`model` in evaluation mode; `cfg.INPUT` gives sizes and colour order; `precision` one of PRECISIONS.
+    def __init__(
+        self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32", resize_on_device: bool = False
+    ) -> None:
+        """Whichever way images are resized, the values are those of Pillow, as in detectron2's evaluation.
+
+        Args:
+            model: in evaluation mode.
+            cfg: its config, of which `INPUT` gives sizes and the order of colours.
+            precision: one of PRECISIONS.
+            resize_on_device: whether `find` resizes images, on the device of the model, rather than `prepare`.
 
         Raises:
             ModelError: a model without masks.
@@ -90,6 +104,7 @@ class Predictor:
         self._most = cfg.TEST.DETECTIONS_PER_IMAGE
         self._bgr = cfg.INPUT.FORMAT == "BGR"
         self._multiple = max(1, model.backbone.size_divisibility)
+        self._resize_on_device = resize_on_device
 
     def __call__(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Label RGB images, uint8 [H, W, 3] of any sizes -> a prediction for each, in order."""
@@ -105,14 +120,19 @@ class Predictor:
     def prepare(self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None) -> Prepared:
         """Resize an RGB image, uint8 [H, W, 3], which may have been reduced from another `size` (H, W) before."""
         height, width = size or image.shape[:2]
-        if self._bgr:
-            image = image[:, :, ::-1]
-        resize = ResizeTransform(*image.shape[:2], *self.input_size(height, width))
-        pixels = torch.from_numpy(np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1)))
+        wanted = self.input_size(height, width)
+        reduced = max(before / after for before, after in zip(image.shape, wanted, strict=False))
+        resized = not self._resize_on_device or reduced > MOST_REDUCED_ON_DEVICE
+        if resized:
+            pixels = torch.from_numpy(resizing.resize(image, wanted, reverse=self._bgr))
+        else:
+            pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))
         if self._device.type == "cuda":  # from where a copy to the GPU does not wait
             pixels = pixels.pin_memory()
-        padded_h, padded_w = (-(-side // self._multiple) * self._multiple for side in pixels.shape[1:])
-        return Prepared(pixels=pixels, height=height, width=width, like=(padded_h, padded_w))
+        padded_h, padded_w = (-(-side // self._multiple) * self._multiple for side in wanted)
+        return Prepared(
+            pixels=pixels, resized=resized, size=wanted, height=height, width=width, like=(padded_h, padded_w)
+        )
 
     def find(self, batch: Sequence[Prepared], given: Sequence[Instances] | None = None) -> list[Instances]:
         """The instances of each image before their masks are pasted. Images that are `like` share a forward pass.
@@ -136,7 +156,7 @@ class Predictor:
             groups[image.like].append(i)
         found: dict[int, Instances] = {}
         for members in groups.values():
-            known = None if given is None else [_resized(given[i], *batch[i].pixels.shape[1:]) for i in members]
+            known = None if given is None else [_resized(given[i], *batch[i].size) for i in members]
             for i, instances in zip(members, self._find([batch[i] for i in members], known), strict=True):
                 found[i] = _resized(instances, batch[i].height, batch[i].width)
         return [found[i] for i in range(len(batch))]
@@ -168,19 +188,33 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, batch: list[Prepared], given: list[Instances] | None) -> list[Instances]:
         inputs = [
-            {"image": image.pixels.to(self._device, non_blocking=True), "height": image.height, "width": image.width}
-            for image in batch
+            {"image": pixels, "height": image.height, "width": image.width}
+            for image, pixels in zip(batch, self._on_device(batch), strict=True)
         ]
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             found: list[Instances] = self.model.inference(inputs, given, do_postprocess=False)
         return found
 
+    def _on_device(self, batch: list[Prepared]) -> list[torch.Tensor]:
+        """The pixels of images as the model takes them, uint8 [3, h, w]; those to be resized alike are, at once."""
+        pixels = [image.pixels.to(self._device, non_blocking=True) for image in batch]
+        alike: dict[tuple[torch.Size, tuple[int, int]], list[int]] = defaultdict(list)
+        for i, image in enumerate(batch):
+            if not image.resized:
+                alike[image.pixels.shape, image.size].append(i)
+        for (_, size), members in alike.items():
+            together = torch.stack([pixels[i] for i in members])
+            for i, one in zip(members, resizing.resize_tensor(together, size, reverse=self._bgr), strict=True):
+                pixels[i] = one
+        return pixels
+
 
 def _resized(found: Instances, height: int, width: int) -> Instances:
     """`found` in the image at another size, as by detectron2's detector_postprocess."""
-    boxes = Boxes(found.pred_boxes.tensor.float().clone())
-    boxes.scale(width / found.image_size[1], height / found.image_size[0])
-    boxes.clip((height, width))
+    x0, y0, x1, y1 = found.pred_boxes.tensor.float().unbind(1)
+    x0, x1 = ((x * (width / found.image_size[1])).clamp(0, width) for x in (x0, x1))
+    y0, y1 = ((y * (height / found.image_size[0])).clamp(0, height) for y in (y0, y1))
+    boxes = Boxes(torch.stack([x0, y0, x1, y1], 1))  # whose own `clip` would wait for a GPU
     return Instances((height, width), **{**found.get_fields(), "pred_boxes": boxes})
 
 

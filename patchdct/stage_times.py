@@ -20,7 +20,7 @@ STAGES = {
     "box_head": "roi_heads._forward_box",
     "mask_head": "roi_heads._forward_mask",
 }
-#: From the call to the first of these: copying the images to a GPU.
+#: From the call to the first of these: copying the images to a GPU, and resizing them there if they are.
 TRANSFER = "transfer"
 
 

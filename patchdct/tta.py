@@ -33,7 +33,14 @@ class TtaPredictor:
     """
 
     def __init__(
-        self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32", flip: bool, scales: Sequence[int] = ()
+        self,
+        model: GeneralizedRCNN,
+        cfg: CfgNode,
+        *,
+        precision: str = "fp32",
+        resize_on_device: bool = False,
+        flip: bool,
+        scales: Sequence[int] = (),
     ) -> None:
         """See `predict.Predictor` for the rest.
 
@@ -41,6 +48,7 @@ class TtaPredictor:
             model: in evaluation mode.
             cfg: its config.
             precision: one of `predict.PRECISIONS`.
+            resize_on_device: as for `predict.Predictor`; each version then holds the image as it was decoded.
             flip: whether each version is also shown mirrored, left to right.
             scales: the shorter side of each version in pixels, in the place of `INPUT.MIN_SIZE_TEST`, which is the only
                 one if empty. `INPUT.MAX_SIZE_TEST`, which limits the longer side, is enlarged or reduced by as much.
@@ -51,7 +59,9 @@ class TtaPredictor:
         self.model = model
         self._overlap, self._limit = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
         configs = [_at_scale(cfg, scale) for scale in scales] or [cfg]
-        predictors = [Predictor(model, at_scale, precision=precision) for at_scale in configs]
+        predictors = [
+            Predictor(model, at_scale, precision=precision, resize_on_device=resize_on_device) for at_scale in configs
+        ]
         self._versions = [
             _Version(p, mirrored) for p in predictors for mirrored in ((False, True) if flip else (False,))
         ]

@@ -64,7 +64,8 @@ class PatchDCTLabeler:
         self._ids = np.array([c.id for c in self.categories], np.int32)
         make: Callable[..., Predictor] = predict.Predictor if config.tta is None else tta.TtaPredictor
         augmentation = {} if config.tta is None else dataclasses.asdict(config.tta)
-        self._predictor = make(model, cfg, precision=config.precision, **augmentation)
+        late = resizes_on_device(config, device)
+        self._predictor = make(model, cfg, precision=config.precision, resize_on_device=late, **augmentation)
         self._predictor.try_out(1, masks=1)  # what is loaded and compiled on first use is no part of a shard's time
         self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision, **augmentation)
 
@@ -133,6 +134,11 @@ def read_weights(uri: str, store: Store, *, key: str = "labeler.weights") -> che
             return checkpoint.read_checkpoint(local)
         except (ModelError, NotFoundError) as error:
             raise UserError(f"{key}: {error}".replace(str(local), redact(uri))) from error
+
+
+def resizes_on_device(config: LabelerConfig, device: str) -> bool:
+    """Whether images are resized on `device`, the model's: where that is a CPU, other threads do it, and faster."""
+    return config.resize == "gpu" and device == "cuda"
 
 
 def _local_config(uri: str) -> str:

@@ -70,7 +70,8 @@ class LabelerConfig:
     checkpoint's.
     tta: label each image several times and average; null labels it once. scaled_decoding: decode a JPEG that is more
     than twice as large as the model sees it at a half, a quarter or an eighth of its size, which is faster and moves
-    labels a little.
+    labels a little. resize: where images are resized; gpu spares the CPU that work and takes a copy of each whole image
+    to the GPU, for the same labels; without a GPU it is as cpu.
     """
 
     __pydantic_config__ = STRICT
@@ -87,6 +88,7 @@ class LabelerConfig:
     categories: Text | Texts | None = None
     tta: TtaConfig | None = None
     scaled_decoding: bool = False
+    resize: Literal["cpu", "gpu"] = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +144,12 @@ class LabelConfig:
     def labels_depend_on(self) -> dict[str, Any]:
         """The part of the config that can change a row of the output; a resumed run must agree in it.
 
-        The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out. Test-time
-        augmentation and scaled decoding are named where they are used, so that runs from before they were known go on.
+        The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out; where
+        images are resized moves nothing. Test-time augmentation and scaled decoding are named where they are used, so
+        that runs from before they were known go on.
         """
         whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        del whole["labeler"]["batch_size"]
+        del whole["labeler"]["batch_size"], whole["labeler"]["resize"]
         del whole["limits"]["isolate_decoding"]
         for name in ("tta", "scaled_decoding"):
             if not whole["labeler"][name]:

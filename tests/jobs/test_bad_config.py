@@ -35,6 +35,7 @@ KEYS = {
     "output.formats=coco": "output.formats is 'coco'; it must be a list",
     "output.formats=[yolo]": "output.formats[0] is 'yolo'; it must be 'parquet' or 'coco'",
     "labeler.precision=fp8": "labeler.precision is 'fp8'; it must be 'fp32', 'bf16' or 'fp16'",
+    "labeler.resize=pillow": "labeler.resize is 'pillow'; it must be 'cpu' or 'gpu'",
     "labeler.score_threshold=2": "labeler.score_threshold is 2; it must be 1.0 or less",
     "labeler.batch_size=2.5": "labeler.batch_size is 2.5; it must be a whole number, or 'auto'",
     "limits=3": "limits is 3; it must be a group of keys (max_image_bytes, max_image_pixels, isolate_decoding)",

@@ -105,9 +105,46 @@ def test_nothing_to_find(model, cfg):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (900, 2), (5000, 1)])
 def test_thin_images(model, cfg, shape):
     """A thin image in a set of millions, of which resizing would leave nothing, must not take its shard down."""
-    [found, _] = Predictor(model, cfg)([image(*shape), image(64, 64)])
+    images = [image(*shape), image(64, 64)]
+    [found, _] = Predictor(model, cfg)(images)
     for counts, area in zip(found.counts, found.areas, strict=True):
         assert mask_api.decode({"size": list(shape), "counts": counts}).sum() == area
+    assert_same(Predictor(model, cfg, resize_on_device=True)(images)[0], found)
+
+
+def test_an_image_that_is_reduced_much(model, cfg):
+    """One of 100,000 x 1 pixels, for each of which the GPU would be given a step while all other images wait."""
+    predictor = Predictor(model, cfg, resize_on_device=True)
+    assert [predictor.prepare(image(*shape)).resized for shape in ((1, 100_000), (100_000, 2), (1, 3000))] == [1, 1, 0]
+
+
+def test_where_images_are_resized(model, cfg, monkeypatch):
+    """Labels that depend on where images are resized; or, on the model's device, a pass for each image of a size."""
+    shapes = []
+
+    def noted(images, size, **settings):
+        shapes.append((tuple(images.shape), size))
+        return resize_tensor(images, size, **settings)
+
+    resize_tensor = predict.resizing.resize_tensor
+    monkeypatch.setattr(predict.resizing, "resize_tensor", noted)
+    before, within = Predictor(model, cfg), Predictor(model, cfg, resize_on_device=True)
+    batch = [image(height, width) for height, width in ((100, 150), (64, 96), (100, 150), (128, 192), (30, 20))]
+    batch[0].flags.writeable = False
+    prepared, late = [before.prepare(one) for one in batch], [within.prepare(one) for one in batch]
+    assert [one.like for one in late] == [one.like for one in prepared] == [(64, 96)] * 4 + [(96, 64)]
+    assert [one.nbytes for one in late] == [one.nbytes for one in batch]
+    assert [one.nbytes for one in prepared] == [3 * 64 * 96] * 5
+    for found, expected in zip(small.find(within, batch), small.find(before, batch), strict=True):
+        assert len(found) > 0
+        assert found.image_size == expected.image_size
+        assert_same(predict.encode(found), predict.encode(expected))
+    assert shapes == [
+        ((2, 100, 150, 3), (64, 96)),
+        ((1, 64, 96, 3), (64, 96)),
+        ((1, 128, 192, 3), (64, 96)),
+        ((1, 30, 20, 3), (96, 64)),
+    ]
 
 
 class Cramped(torch.nn.Module):

@@ -122,6 +122,21 @@ def test_images_together_and_alone(model, cfg):
     assert predictor([]) == []
 
 
+def test_where_images_are_resized(trained, scene):
+    """A version that is resized on the model's device, and is another one; or known boxes that are scaled otherwise."""
+    before, within = (
+        TtaPredictor(*trained, flip=True, scales=(160, 128), resize_on_device=on_device) for on_device in (False, True)
+    )
+    batch = [scene.image, scene.image[:150, :121]]
+    assert [within.prepare(one).like for one in batch] == [before.prepare(one).like for one in batch]
+    assert within.prepare(batch[0]).nbytes == 4 * batch[0].nbytes
+    for found, expected in zip(small.find(within, batch), small.find(before, batch), strict=True):
+        assert len(found) > 0
+        assert found.pred_masks.std(0).max() > 0.1
+        assert torch.equal(found.pred_masks, expected.pred_masks)
+        assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
 def test_limit_of_detections(model, cfg):
     """The versions together find more than the limit; the labels are the best of them, in order, within it."""
     [found] = small.find(TtaPredictor(model, cfg, flip=True, scales=(64, 80, 96)), [image(64, 96)])

@@ -15,15 +15,16 @@ from patchdct.build import build_model
 from patchdct.checkpoint import read_checkpoint, save_checkpoint
 from patchdct.config import load_config
 from patchdct.predict import Predictor
-from pipeline import runs
+from pipeline import founding, patchdct_labeler, runs
 from pipeline.config import LabelerConfig, TtaConfig
 from pipeline.errors import UserError
-from pipeline.labelers import batch_size, staged
-from pipeline.patchdct_labeler import PatchDCTLabeler
+from pipeline.labelers import batch_size, build, staged
+from pipeline.patchdct_labeler import PatchDCTLabeler, resizes_on_device
+from pipeline.records import LabelerInfo
 from pipeline.worker import Run, Worker
 from tests.fakes import ThresholdLabeler, write_tar
 from tests.patchdct import small
-from tests.small_runs import config_of, found_run
+from tests.small_runs import config_of, found_run, make_inputs
 
 WEIGHTS = str(small.CONFIGS / "patchdct_demo.pth")
 
@@ -95,6 +96,36 @@ def test_the_fast_model_labels_like_the_one_that_was_built(store, plain):
         assert abs(int(sure.sum()) - int(its.sum())) <= 1
         areas = np.sort(found.areas[its])[-2:], np.sort(expected.areas[sure])[-2:]
         np.testing.assert_allclose(*areas, rtol=0.1)
+
+
+def test_where_images_are_resized(store, plain, monkeypatch):
+    """Labels that change with where images are resized; or a setting without effect on the machines that it is for."""
+    images = [scenes.draw_scene(seed, 200).image for seed in (106, 107)]
+    expected = plain.label(images)
+    assert resizes_on_device(LabelerConfig(resize="gpu"), "cuda")
+    assert not resizes_on_device(LabelerConfig(resize="gpu"), "cpu")
+    assert not resizes_on_device(LabelerConfig(), "cuda")
+    for late in (False, True):
+        monkeypatch.setattr(patchdct_labeler, "resizes_on_device", lambda config, _, late=late: late)
+        made = labeler(store, resize="gpu")
+        assert [made.prepare(image).nbytes for image in images] == [3 * (200**2 if late else 160**2)] * 2
+        assert made.fingerprint == plain.fingerprint
+        for found, same in zip(made.label(images), expected, strict=True):
+            assert found.counts == same.counts
+            assert len(found) > 0
+
+
+def test_a_run_goes_on_where_images_are_resized_elsewhere(store, tmp_path):
+    """A run that was begun on machines without GPUs, and is refused on those with: its labels are the same."""
+    config = config_of(make_inputs(tmp_path / "in", 1), str(tmp_path / "run"))
+    one = build(config.labeler, store)
+    made = LabelerInfo(fingerprint=one.fingerprint, categories=one.categories)
+    first, _ = founding.open_run(config, store)
+    founding.found(config, first, made, store)
+    elsewhere = dataclasses.replace(config, labeler=dataclasses.replace(config.labeler, resize="gpu"))
+    again, was_there = founding.open_run(elsewhere, store)
+    assert was_there
+    assert founding.found(elsewhere, again, made, store).run_id == first.run_id
 
 
 def test_scaled_decoding(store, tmp_path):
