@@ -1,8 +1,8 @@
 """What is done to a built model before inference, so that it runs faster.
 
 Normalisation with fixed statistics is multiplied into the convolution before it, and weights are laid out as kernels
-want them. On CPUs wide 3 x 3 convolutions go by `winograd`, the others are fused with their ReLU. In float32 the
-results are those of the model as it was built, up to float rounding.
+want them. On CPUs wide 3 x 3 convolutions go by `winograd`, the others are fused with their ReLU. On GPUs `selection`
+chooses proposals and detections. In float32 the results are those of the model as it was built, up to float rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from patchdct import winograd
+from patchdct import selection, winograd
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -50,6 +50,8 @@ def optimised(model: _Module, *, dtype: torch.dtype | None = None) -> _Module:
     for module in fast.modules():
         if isinstance(module, Conv2d) and type(module).forward is Conv2d.forward:
             _for_cpu(module)
+    if any(parameter.device.type != "cpu" for parameter in fast.parameters()):
+        selection.batch_selections(fast)
     return fast
 
 
