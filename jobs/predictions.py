@@ -31,7 +31,7 @@ ACCEPTED = "a labeling run, a COCO results json or a checkpoint"
 #: Images that one shard has when a checkpoint labels, so that a few hundred already keep several workers busy.
 _PER_SHARD = 100
 #: Images that are measured at once.
-_AT_ONCE = 500
+_AT_ONCE = evaluate.BLOCK
 _CHECKPOINT_NAMES = (".pth", ".pt", ".pkl")
 _CHECKPOINT_HEADS = (b"PK\x03\x04", b"\x80")  # of a zip archive, as torch.save writes, and of a pickle
 _BLOCK = 1 << 22

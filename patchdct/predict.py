@@ -118,7 +118,10 @@ class Predictor:
         return max(1, to_h), max(1, to_w)  # an image of 1 x 5000 pixels would be left without rows
 
     def prepare(self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None) -> Prepared:
-        """Resize an RGB image, uint8 [H, W, 3], which may have been reduced from another `size` (H, W) before."""
+        """Take in an RGB image, uint8 [H, W, 3], which may have been reduced from another `size` (H, W) before.
+
+        It is resized here, unless `find` is to do that on the device.
+        """
         height, width = size or image.shape[:2]
         wanted = self.input_size(height, width)
         reduced = max(before / after for before, after in zip(image.shape, wanted, strict=False))

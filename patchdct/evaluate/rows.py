@@ -16,6 +16,9 @@ from patchdct.errors import DataError
 #: (compressed RLE), area, bbox (x, y, w, h), iscrowd (0 or 1), and, of a result, score.
 Row: TypeAlias = dict[str, Any]
 
+#: So many images are measured at once.
+BLOCK = 500
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
@@ -120,7 +123,7 @@ def read_rows(
 
 
 def blocks(
-    results: Iterable[Mapping[str, Any]], image_ids: Iterable[int], size: int = 500
+    results: Iterable[Mapping[str, Any]], image_ids: Iterable[int], size: int = BLOCK
 ) -> Iterator[tuple[list[int], list[Mapping[str, Any]]]]:
     """Some images at a time, by ascending id, each time with the results on them; what is left comes with the first."""
     by_image: dict[int, list[Mapping[str, Any]]] = {}
