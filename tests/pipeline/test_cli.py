@@ -183,7 +183,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(patchlabel, run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "verify", interrupted)
+    monkeypatch.setattr("pipeline.cli.verify.verify", interrupted)
     code, out, err = patchlabel("verify", run)
     assert (code, out) == (130, "")
     assert err.strip() == "error: interrupted"

@@ -1,0 +1,71 @@
+"""What the commands share: options, exit codes, and how figures are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import click
+
+DONE, FAULTY, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+#: How many faults, names, ... are printed before the rest is only counted.
+SHOWN = 20
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+config_option = click.option(
+    "--config", "path", required=True, metavar="FILE", help="The YAML of the run; see configs/label/."
+)
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key, as often as needed."
+)
+
+
+def print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Names and texts in two columns."""
+    for name, text in lines:
+        click.echo(f"{name:12} {text}")
+
+
+def print_json(value: object) -> None:
+    """Something for programs."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "shard"), counted(2, "shard")
+    ('1 shard', '2 shards')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def size(number: float) -> str:
+    """Bytes in the unit that suits.
+
+    >>> size(999), size(1234567)
+    ('999 B', '1.2 MB')
+    """
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, _ = number / 1000, units.pop(0)
+    return f"{number:.{0 if units[0] == 'B' else 1}f} {units[0]}"
+
+
+@contextmanager
+def progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to report progress to, which keeps one line of a terminal up to date."""
+    terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        if terminal:
+            click.echo(f"\r{verb} {done} of {total} shards", nl=False, err=True)
+
+    try:
+        yield show
+    finally:
+        if terminal:
+            click.echo("\r\x1b[K", nl=False, err=True)

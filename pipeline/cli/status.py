@@ -1,0 +1,46 @@
+"""`patchlabel status`: how far a run is, and what failed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from pipeline.cli.common import DONE, json_option, print_json, print_lines
+from pipeline.runs import Status, status
+from pipeline.store import Store, redact
+
+
+@click.command("status")
+@click.argument("run_uri")
+@json_option
+def status_command(run_uri: str, as_json: bool) -> int:
+    """Tell how far a run is, and what failed."""
+    found = status(Store(), run_uri)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_status(found)
+    return DONE
+
+
+def _print_status(found: Status) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items())
+    rate = "" if found.images_per_second is None else f", {found.images_per_second:.1f} images a second"
+    failures = [
+        ("failed", f"{redact(failure.uri)}: {failure.error} (attempts: {failure.attempts})")
+        for failure in found.failures
+    ]
+    print_lines(
+        [
+            ("run", f"{found.run_id} at {found.uri}, of {found.created}"),
+            ("shards", f"{found.done} of {found.shards} done, {found.pending} pending, {found.failed} failed"),
+            ("images", f"{found.images}"),
+            ("labelled", f"{found.labelled}"),
+            ("empty", f"{found.empty}"),
+            ("quarantined", f"{found.quarantined}" + (f" ({reasons})" if reasons else "")),
+            ("masks", f"{found.instances}"),
+            ("work", f"{found.seconds:.1f} s{rate}"),
+            *failures,
+        ]
+    )
