@@ -104,9 +104,16 @@ class Instances:
     def __len__(self) -> int:
         return len(self.counts)
 
+    def unknown(self) -> npt.NDArray[np.float32]:
+        """A quality column without a value for any of them."""
+        return np.full(len(self), np.nan, np.float32)
+
     def above(self, score: float) -> Instances:
         """Those of at least this score."""
-        kept = self.scores >= score
+        return self.where(self.scores >= score)
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Instances:
+        """Those chosen by `kept`, bool [N]."""
         if kept.all():
             return self
         return Instances(
@@ -130,7 +137,10 @@ NO_INSTANCES = Instances(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLabels:
-    """One row of the output. A quarantined image has `error`, no instances, and height = width = 0."""
+    """One row of the output. A quarantined image has `error`, no instances, and height = width = 0.
+
+    `corrected` is 0 for a row as the model labelled it, else the number of the corrections that it comes from.
+    """
 
     key: str
     image_id: int
@@ -140,6 +150,7 @@ class ImageLabels:
     instances: Instances
     status: Status
     error: str | None = None
+    corrected: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +163,22 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """Another run, whose data objects a commit names as its own."""
+
+    uri: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """The one claim that a shard is done. images = labelled + empty + quarantined.
 
     `attempt` is unique to the try that wrote it. `outputs` is keyed by format. `reasons` counts the quarantined images
     by reason. `seconds` is how long its worker's model was there for this shard, until it had seen the last batch; what
-    is done for it beside another shard is not counted twice.
+    is done for it beside another shard is not counted twice. `stages` are seconds of the steps, which overlap; `worker`
+    is where it was done, `finished` when, by the clock there: both are shown and never compared. `base` is set where
+    the shard was not labelled anew: the outputs lie in that run.
     """
 
     shard_id: str
@@ -172,6 +193,10 @@ class Commit:
     fingerprint: str
     seconds: float
     version: str
+    stages: Mapping[str, float] = field(default_factory=dict)
+    worker: str = ""
+    finished: str = ""
+    base: Base | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,23 +1,25 @@
 """Reading a run: how far it is, and the rows of its data objects. All goes by commits, never by what lies in a folder.
 
-A data object is fetched whole into a temporary file and compared with its commit before a row of it is believed.
+A data object is fetched whole into a temporary file and compared with its commit before a row of it is believed. `rows`
+gives what the model found; `opened` gives what counts: with the corrections of people, and through a view.
 """
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from pipeline import ledger, shards
+from pipeline import corrections, ledger, shards
+from pipeline.corrections import Corrections
 from pipeline.errors import NotFoundError, StoreError
-from pipeline.records import Commit, Failure, ImageLabels, Manifest, Output
-from pipeline.store import Store, join, redact
-
-_CHUNK = 1 << 20
+from pipeline.records import Category, Commit, Failure, ImageLabels, Manifest, Shard
+from pipeline.shard_list import ShardList
+from pipeline.store import Store, redact
+from pipeline.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +100,75 @@ def read_commits(
             raise found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The labels of a run as they count: what is committed, corrected by people, through a view.
+
+    done: by the fingerprint of the labeler, how many shards `commits` has given so far.
+    """
+
+    store: Store
+    uri: str
+    manifest: Manifest
+    corrections: Corrections
+    view: View
+    categories: tuple[Category, ...]
+    done: Counter[str] = field(default_factory=Counter)
+
+    def commits(self) -> Iterator[Commit]:
+        """The commits, in the order of the manifest; see `read_commits`."""
+        for commit in read_commits(self.store, self.uri, self.manifest):
+            self.done[commit.fingerprint] += 1
+            yield commit
+
+    def shard(self, commit: Commit) -> Shard:
+        """The shard of a commit."""
+        return ShardList.of(self.manifest.shards).find(commit.shard_id)
+
+    def rows(self, commit: Commit) -> Iterator[ImageLabels]:
+        """The rows of a committed shard; see `rows`.
+
+        Raises:
+            StoreError: also of the corrections.
+        """
+        corrected = self.corrections.rows(self.store, commit.shard_id)
+        for row in rows(self.store, self.uri, commit):
+            yield self.view.row(corrected.get(row.key, row), self.manifest.categories)
+
+    def all_rows(self) -> Iterator[ImageLabels]:
+        """The rows of all committed shards, in the order of the manifest."""
+        for commit in self.commits():
+            yield from self.rows(commit)
+
+
+def opened(store: Store, run_uri: str, view: View = View()) -> Labels:  # noqa: B008 frozen
+    """The labels of a run, to be read.
+
+    Raises:
+        UserError: there is no run, or the view speaks of classes that it does not have.
+        StoreError: the manifest or the list of corrections is damaged, or the storage failed.
+    """
+    manifest = ledger.read_manifest(store, run_uri)
+    return Labels(
+        store=store,
+        uri=run_uri,
+        manifest=manifest,
+        corrections=corrections.read(store, run_uri),
+        view=view,
+        categories=view.categories(manifest.categories),
+    )
+
+
 def read_rows(store: Store, run_uri: str) -> Iterator[ImageLabels]:
-    """The rows of all committed shards, in the order of the manifest; see `rows`."""
+    """The rows of all committed shards as the model labelled them, in the order of the manifest; see `rows`."""
     for commit in read_commits(store, run_uri, ledger.read_manifest(store, run_uri)):
         yield from rows(store, run_uri, commit)
 
 
 def rows(store: Store, run_uri: str, commit: Commit) -> Iterator[ImageLabels]:
-    """The rows of a committed shard, from its Parquet object, else from its COCO object, which lacks the quarantined.
+    """The rows of a committed shard as the model labelled them.
+
+    They are from its Parquet object, else from its COCO object, which lacks the quarantined.
 
     Raises:
         StoreError: the object is missing, it is not the one that was committed, or it cannot be read.
@@ -113,7 +176,7 @@ def rows(store: Store, run_uri: str, commit: Commit) -> Iterator[ImageLabels]:
     for format, read in shards.READERS.items():
         if format in commit.outputs:
             with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-                path = fetch(store, run_uri, commit.outputs[format], Path(folder))
+                path = shards.fetch(store, home(run_uri, commit), commit.outputs[format], Path(folder))
                 yield from read(path, commit.shard_id).rows
             return
     raise StoreError(
@@ -122,29 +185,9 @@ def rows(store: Store, run_uri: str, commit: Commit) -> Iterator[ImageLabels]:
     )
 
 
-def fetch(store: Store, run_uri: str, output: Output, folder: Path) -> Path:
-    """Copy a data object into a local folder, under its own name.
-
-    Raises:
-        StoreError: it is missing, or it is not the one that was committed.
-    """
-    uri = join(run_uri, output.path)
-    path = folder / Path(output.path).name
-    checksum, size = hashlib.sha256(), 0
-    try:
-        with store.open(uri) as stream, path.open("wb") as file:
-            while size <= output.bytes and (chunk := stream.read(_CHUNK)):
-                size += len(chunk)
-                checksum.update(chunk)
-                file.write(chunk)
-    except NotFoundError:
-        raise NotFoundError(f"{redact(uri)} is missing, though it was committed.") from None
-    if size != output.bytes:
-        has = f"{size}" if size < output.bytes else "more"
-        raise StoreError(f"{redact(uri)} is not what was committed: it has {has} bytes instead of {output.bytes}.")
-    if checksum.hexdigest() != output.sha256:
-        raise StoreError(f"{redact(uri)} is not what was committed: its sha256 differs.")
-    return path
+def home(run_uri: str, commit: Commit) -> str:
+    """The run in which the outputs of a commit lie."""
+    return run_uri if commit.base is None else commit.base.uri
 
 
 def batches(rows: Iterable[ImageLabels], size: int) -> Iterator[Sequence[ImageLabels]]:

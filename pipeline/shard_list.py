@@ -95,6 +95,17 @@ class ShardList(Sequence[Shard]):
         candidates = _strings(ids)
         return set(candidates.filter(pc.is_in(candidates, value_set=_strings(self.ids))).to_pylist())
 
+    def find(self, shard_id: str) -> Shard:
+        """The shard of an id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        position: int = pc.index(self.ids, shard_id).as_py()
+        if position < 0:
+            raise KeyError(shard_id)
+        return self[position]
+
     def large_first(self, *, start: float = 0.0) -> ShardList:
         """The shards by size, so that none that takes long is begun last.
 

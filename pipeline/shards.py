@@ -1,4 +1,4 @@
-"""The readers of what `sinks` writes: one function a format, and READERS, the table of them.
+"""The readers of what `sinks` writes: one function a format, and READERS, the table of them; and how it is fetched.
 
 A reader streams, and it is strict: whatever a sink would not have written is a StoreError that names the file and, if
 possible, the image. What the rows say is for `verify` to judge.
@@ -6,6 +6,7 @@ possible, the image. What the rows say is for `verify` to judge.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError
-from pipeline.records import ImageLabels, Instances
+from pipeline.errors import NotFoundError, StoreError
+from pipeline.records import ImageLabels, Instances, Output
 from pipeline.sinks import schema
+from pipeline.store import Store, join, redact
 
 _BATCH = 64  # rows
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,31 @@ def read_coco(path: Path, shard_id: str) -> Data:
     if about.get("shard_id") != shard_id:
         raise StoreError(f"{path.name} is of another shard.")
     return Data(about=about, rows=_coco_rows(path))
+
+
+def fetch(store: Store, run_uri: str, output: Output, folder: Path) -> Path:
+    """Copy a data object into a local folder, under its own name.
+
+    Raises:
+        StoreError: it is missing, or it is not the one that was committed.
+    """
+    uri = join(run_uri, output.path)
+    path = folder / Path(output.path).name
+    checksum, size = hashlib.sha256(), 0
+    try:
+        with store.open(uri) as stream, path.open("wb") as file:
+            while size <= output.bytes and (chunk := stream.read(_CHUNK)):
+                size += len(chunk)
+                checksum.update(chunk)
+                file.write(chunk)
+    except NotFoundError:
+        raise NotFoundError(f"{redact(uri)} is missing, though it was committed.") from None
+    if size != output.bytes:
+        has = f"{size}" if size < output.bytes else "more"
+        raise StoreError(f"{redact(uri)} is not what was committed: it has {has} bytes instead of {output.bytes}.")
+    if checksum.hexdigest() != output.sha256:
+        raise StoreError(f"{redact(uri)} is not what was committed: its sha256 differs.")
+    return path
 
 
 #: By preference. A reader is given the file and the id of the shard that it has to be of.

@@ -164,7 +164,7 @@ def _check_shard(store: Store, run_uri: str, manifest: Manifest, read: _Read) ->
             if checks.output_fault(commit, format):
                 continue
             try:
-                found[format] = runs.fetch(store, run_uri, output, Path(folder))
+                found[format] = shards.fetch(store, run_uri, output, Path(folder))
             except (AccessError, UnreachableError):
                 raise
             except StoreError as error:

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from pipeline import ledger, runs
+from pipeline import originals, runs
 from pipeline.coco_file import annotations_of
-from pipeline.config import InputConfig, LimitsConfig
 from pipeline.datasets.checking import check_masks
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.unpacking import default_cache, unpack
 from pipeline.errors import AccessError, ShardError, UserError
 from pipeline.parallel import ahead
-from pipeline.records import Commit, ImageLabels, Manifest, Shard
-from pipeline.sources import ReadOptions
+from pipeline.records import Commit, Manifest, Shard
 from pipeline.store import Store, absolute, join, redact
+from pipeline.view import View
 
 log = logging.getLogger("pipeline.datasets")
 
 _THREADS, _UNPACKING_THREADS = 8, 4  # shards at a time
 _PROBES = 8
 _KEYS = ("image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
-
-_input: TypeAdapter[InputConfig] = TypeAdapter(InputConfig)
-_limits: TypeAdapter[LimitsConfig] = TypeAdapter(LimitsConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +43,20 @@ def read(run: str, score_threshold: float, *, store: Store, key: str, cache: Pat
     """Read what a run has committed; see `datasets.read`.
 
     Quarantined images are left out; empty ones, and those without a mask of the threshold, are images without objects.
+    What people have corrected counts as they left it, whatever its score.
     """
     uri, where = absolute(run), f"{key}.run: {redact(run)}"
     try:
-        manifest = ledger.read_manifest(store, uri)
+        labels = runs.opened(store, uri, View(min_score=score_threshold))
     except UserError as error:
         raise UserError(f"{key}.run: {error}") from error
-    commits = list(runs.read_commits(store, uri, manifest))
+    manifest, commits = labels.manifest, list(labels.commits())
     if not commits:
         raise UserError(f"{where} has no committed shard yet")
     if left := len(manifest.shards) - len(commits):
         log.warning("%s: %d shards are not committed; their images are not used", redact(run), left)
     shards = {shard.id: shard for shard in manifest.shards}
-    load = partial(_part, shards=shards, store=store, run_uri=uri, score_threshold=score_threshold)
-    parts = list(ahead(load, commits, threads=_THREADS))
+    parts = list(ahead(partial(_part, labels=labels, shards=shards), commits, threads=_THREADS))
     uris = {id_: place for part in parts for id_, place in part.uris.items()}
     _check_there(list(uris.values()), where, store)
     uris |= _unpacked([part for part in parts if part.packed], manifest, uri, where=where, store=store, cache=cache)
@@ -75,22 +69,22 @@ def read(run: str, score_threshold: float, *, store: Store, key: str, cache: Pat
         coco={
             "images": [image for image in images if image["id"] in uris],
             "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
-            "categories": [{"id": category.id, "name": category.name} for category in manifest.categories],
+            "categories": [{"id": category.id, "name": category.name} for category in labels.categories],
         },
         uris=uris,
         missing=tuple(image["file_name"] for image in images if image["id"] not in uris),
     )
 
 
-def _part(commit: Commit, *, shards: Mapping[str, Shard], store: Store, run_uri: str, score_threshold: float) -> _Part:
+def _part(commit: Commit, *, labels: runs.Labels, shards: Mapping[str, Shard]) -> _Part:
     shard = shards[commit.shard_id]
     part = _Part(shard=shard, images=[], annotations=[], uris={}, packed={})
-    listing = _listing(shard, store, run_uri)
-    for row in runs.rows(store, run_uri, commit):
+    listing = _listing(shard, labels.store, labels.uri)
+    for row in labels.rows(commit):
         if row.status == "quarantined":
             continue
         part.images.append({"id": row.image_id, "file_name": row.key, "height": row.height, "width": row.width})
-        part.annotations.extend(_annotations(row, score_threshold))
+        part.annotations.extend({key: annotation[key] for key in _KEYS} for annotation in annotations_of(row))
         place = listing.get(row.key, row.uri)
         # A row of a COCO object has no URI; and where a URI had secrets, only the source can still read the image.
         if place in ("", shard.uri) or "***" in place:
@@ -98,11 +92,6 @@ def _part(commit: Commit, *, shards: Mapping[str, Shard], store: Store, run_uri:
         else:
             part.uris[row.image_id] = place
     return part
-
-
-def _annotations(row: ImageLabels, score_threshold: float) -> Iterator[dict[str, Any]]:
-    good = replace(row, instances=row.instances.above(score_threshold))
-    return ({key: annotation[key] for key in _KEYS} for annotation in annotations_of(good))
 
 
 def _listing(shard: Shard, store: Store, run_uri: str) -> dict[str, str]:
@@ -137,7 +126,7 @@ def _unpacked(
     if not parts:
         return {}
     folder = (default_cache() if cache is None else cache.absolute()) / manifest.run_id
-    options = _options(manifest, run_uri, where)
+    options = originals.read_options(manifest, run_uri)
 
     def paths(part: _Part) -> dict[int, str]:
         found = unpack(part.shard, part.packed.values(), folder / part.shard.id, store=store, options=options)
@@ -147,18 +136,3 @@ def _unpacked(
         return {id_: path for one in ahead(paths, parts, threads=_UNPACKING_THREADS) for id_, path in one.items()}
     except ShardError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def _options(manifest: Manifest, run_uri: str, where: str) -> ReadOptions:
-    """How the run read its images."""
-    try:
-        given = _input.validate_python(manifest.config["input"])
-        limits = _limits.validate_python(manifest.config["limits"])
-    except (KeyError, ValidationError) as error:
-        raise UserError(f"{where}: its manifest holds no config that this version of the package reads") from error
-    return ReadOptions(
-        max_image_bytes=limits.max_image_bytes,
-        run_uri=run_uri,
-        image_column=given.image_column,
-        key_column=given.key_column,
-    )

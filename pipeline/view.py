@@ -1,0 +1,44 @@
+"""How the labels of a run are looked at: which of its masks count, and what their classes are called.
+
+A view changes nothing that is stored. Whatever reads a run for people or for other tools reads it through one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.records import Category, ImageLabels, Instances
+from pipeline.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Thresholds first, by the classes that the model knows, then the classes of the user.
+
+    min_score: masks that score less are left out. taxonomy: other classes. What a person has corrected is not left out
+    for its score.
+    """
+
+    min_score: float = 0.0
+    taxonomy: Taxonomy | None = None
+
+    def categories(self, categories: Sequence[Category]) -> tuple[Category, ...]:
+        """The classes of the view, given those of the run.
+
+        Raises:
+            UserError: the taxonomy speaks of a class that the run does not have.
+        """
+        return tuple(categories) if self.taxonomy is None else self.taxonomy.categories(categories)
+
+    def row(self, row: ImageLabels, categories: Sequence[Category]) -> ImageLabels:
+        """A row as the view shows it; one that has lost all its masks is empty. `categories` are those of the run."""
+        instances = self.instances(row.instances, categories, judged=row.corrected == 0)
+        status = "empty" if row.status == "labelled" and not len(instances) else row.status
+        return replace(row, instances=instances, status=status)
+
+    def instances(self, instances: Instances, categories: Sequence[Category], *, judged: bool = True) -> Instances:
+        """Instances as the view shows them; `judged`: whether their scores count."""
+        if judged:
+            instances = instances.above(self.min_score)
+        return instances if self.taxonomy is None else self.taxonomy.instances(instances, categories)
