@@ -7,20 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.records import Category, ImageLabels, Instances
 from pipeline.taxonomy import Taxonomy
+
+
+class Judge(Protocol):
+    """What has been fitted to a labelled set: see `calibration.Calibration`."""
+
+    def apply(self, instances: Instances) -> Instances:
+        """The instances with further or better quality columns; their scores stay."""
+        ...
+
+    def keeps(self, instances: Instances) -> npt.NDArray[np.bool_]:
+        """Which of them are good enough, bool [N]; those that `apply` has seen."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Thresholds first, by the classes that the model knows, then the classes of the user.
 
-    min_score: masks that score less are left out. taxonomy: other classes. What a person has corrected is not left out
-    for its score.
+    min_score: masks that score less are left out. calibration: those that it does not keep are, too. taxonomy: other
+    classes. What a person has corrected is left out for neither.
     """
 
     min_score: float = 0.0
+    calibration: Judge | None = None
     taxonomy: Taxonomy | None = None
 
     def categories(self, categories: Sequence[Category]) -> tuple[Category, ...]:
@@ -39,6 +56,10 @@ class View:
 
     def instances(self, instances: Instances, categories: Sequence[Category], *, judged: bool = True) -> Instances:
         """Instances as the view shows them; `judged`: whether their scores count."""
+        if self.calibration is not None:
+            instances = self.calibration.apply(instances)
         if judged:
             instances = instances.above(self.min_score)
+            if self.calibration is not None:
+                instances = instances.where(self.calibration.keeps(instances))
         return instances if self.taxonomy is None else self.taxonomy.instances(instances, categories)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
+
+from pipeline import taxonomy
+from pipeline.store import Store
+from pipeline.view import View
 
 DONE, FAULTY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -21,6 +27,25 @@ config_option = click.option(
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key, as often as needed."
 )
+
+
+def view_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The options that say how labels are looked at, which a command gets as `view`."""
+
+    @click.option(
+        "--min-score",
+        default=0.0,
+        show_default=True,
+        type=click.FloatRange(0, 1),
+        help="Leave out masks that score less.",
+    )
+    @click.option("--taxonomy", "taxonomy_uri", metavar="FILE", help="Rename, merge or drop classes: YAML, `old: new`.")
+    @functools.wraps(command)
+    def with_view(*, min_score: float, taxonomy_uri: str | None, **others: Any) -> int:
+        classes = None if taxonomy_uri is None else taxonomy.read(taxonomy_uri, Store())
+        return command(view=View(min_score=min_score, taxonomy=classes), **others)
+
+    return with_view
 
 
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:
