@@ -28,6 +28,7 @@ from pipeline.errors import ImageError, RunError
 from pipeline.image_headers import announced_size, reduction, upright_size
 from pipeline.parallel import Prefetch
 from pipeline.records import ImageRecord, Picture, Pixels
+from pipeline.stages import Stages
 
 #: The longest that a process may take for an image, and until it is ready, in seconds.
 TIME_LIMIT_S, START_LIMIT_S = 60, 60
@@ -114,6 +115,7 @@ class Decoding:
         ahead_bytes: int,
         then: Callable[[Picture], T],
         at_end: Callable[[], None] = lambda: None,
+        stages: Stages | None = None,
     ) -> Iterator[tuple[ImageRecord, T | str]]:
         """Each record, without its bytes, and what is made of the image, or the reason why there is none; in order.
 
@@ -124,14 +126,20 @@ class Decoding:
                 of this worker; a single image may always be held.
             then: what is done with an image, in the thread that decoded it.
             at_end: is called when the last record has been read.
+            stages: what measures the time of decoding, and that of `then`, which is `prepare`.
 
         Raises:
             RunError: decoding processes do not start.
         """
+        timed = stages or Stages()
 
         def make(record: ImageRecord) -> tuple[ImageRecord, T | str]:
-            picture = self.one(record)
-            return replace(record, data=b""), picture if isinstance(picture, str) else then(picture)
+            with timed("decode"):
+                picture = self.one(record)
+            if isinstance(picture, str):
+                return replace(record, data=b""), picture
+            with timed("prepare"):
+                return replace(record, data=b""), then(picture)
 
         return self._prefetch.stream(
             records, make, cost=self._cost, ahead=ahead, ahead_bytes=ahead_bytes, at_end=at_end

@@ -21,6 +21,7 @@ from pipeline.decoding import Decoding
 from pipeline.errors import RunError
 from pipeline.labelers import Prepared, StagedLabeler, batch_size, name_of
 from pipeline.records import NO_INSTANCES, ROW_BITS, ImageLabels, ImageRecord, Instances, Picture, Shard
+from pipeline.stages import Stages
 from pipeline.trails import Step
 
 #: Images decoded ahead of the labeler, and the most that one waits for others like it, as multiples of a batch.
@@ -57,6 +58,7 @@ def label_records(
     decoding: Decoding,
     all_read: Callable[[], None] = lambda: None,
     may_find: Callable[[], None] = lambda: None,
+    stages: Stages | None = None,
 ) -> Iterator[Callable[[], Rows]]:
     """Image records -> for each batch, what is left to do when the model has seen it: to encode its masks into rows.
 
@@ -71,22 +73,23 @@ def label_records(
         decoding: what decodes them.
         all_read: is called, in another thread, when the last record has been read.
         may_find: is called before the first batch goes through the model, and may wait.
+        stages: what measures the steps.
     """
-    size = batch_size(labeler, config.labeler)
-
+    size, timed = batch_size(labeler, config.labeler), stages or Stages()
     images = decoding.stream(
-        records,
+        timed.drawing("read", records),
         ahead=BATCHES_AHEAD * size,
         ahead_bytes=int(SHARE_AHEAD * config.run.prefetch_bytes),
         then=partial(_prepared, labeler),
         at_end=all_read,
+        stages=timed,
     )
     first = True
     for batch in batched((image_of(row, record, made) for row, (record, made) in enumerate(images)), size, config):
         if first:
             may_find()
             first = False
-        yield _found(shard, batch, labeler)
+        yield _found(shard, batch, labeler, timed)
         del batch  # or two of them are in memory while the next one is gathered
 
 
@@ -134,7 +137,7 @@ def label_carefully(
         ]
         held = sum(map(_nbytes, images))
         of_one_kind = batches.alike(images, _kind, _nbytes, size=usual, window=usual, window_bytes=held)
-        yield partial(list, [row for batch in of_one_kind for row in _found(shard, batch, labeler)()])
+        yield partial(list, [row for batch in of_one_kind for row in _found(shard, batch, labeler, Stages())()])
         row += len(decoded)
 
 
@@ -173,14 +176,16 @@ def _nbytes(image: Image) -> int:
     return 0 if image.prepared is None else image.prepared.nbytes
 
 
-def _found(shard: Shard, batch: Sequence[Image], labeler: StagedLabeler) -> Callable[[], Rows]:
+def _found(shard: Shard, batch: Sequence[Image], labeler: StagedLabeler, timed: Stages) -> Callable[[], Rows]:
     """Let the model see a batch of one kind -> what is left to do."""
     good = [image.prepared for image in batch if image.prepared is not None]
-    found = labeler.find(good) if good else None
+    with timed("model"):
+        found = labeler.find(good) if good else None
     seen = [replace(image, prepared=None) for image in batch]
 
     def finish() -> Rows:
-        instances = iter(_checked(labeler, labeler.encode(found), len(good)) if good else ())
+        with timed("encode"):
+            instances = iter(_checked(labeler, labeler.encode(found), len(good)) if good else ())
         return [
             (image.row, row_of(shard, image, NO_INSTANCES if image.error is not None else next(instances)))
             for image in seen

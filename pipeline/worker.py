@@ -10,6 +10,8 @@ of one, it sees the first of the next, while the one before is written, uploaded
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import threading
 import time
 import uuid
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -30,6 +33,7 @@ from pipeline.labelers import Labeler, StagedLabeler, batch_size, build, staged,
 from pipeline.labelling import Rows, label_carefully, label_records
 from pipeline.parallel import Behind, Line, Place
 from pipeline.records import Commit, ImageLabels, LabelerInfo, Output, Shard
+from pipeline.stages import Stages
 from pipeline.store import Store, join
 from pipeline.trails import Step, Trail
 
@@ -152,7 +156,7 @@ def label_shard(
         return standing
     attempt = uuid.uuid4().hex[:12]
     header = header_of(shard, run, labeler)
-    tally = Tally()
+    tally, stages = Tally(), Stages()
     with scratch.folder() as folder:
         files = {
             name: folder / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats
@@ -167,16 +171,18 @@ def label_shard(
 
             def write(finish: Callable[[], Rows]) -> None:
                 if rows := in_order.add(finish()):
-                    for each in writers:
-                        each(rows)
+                    with stages("write"):
+                        for each in writers:
+                            each(rows)
                     tally.add(rows)
 
-            found = _batches(shard, run, store, staged(labeler), decoder, strikes, turn)
+            found = _batches(shard, run, store, staged(labeler), decoder, strikes, turn, stages)
             for finish in stack.enter_context(closing(found)):
                 behind(partial(write, finish))
                 del finish  # or what it holds of the batch stays in memory while the next one is found
             seconds = turn.end()
-        outputs = upload(files, run, store)
+        with stages("upload"):
+            outputs = upload(files, run, store)
     commit = Commit(
         shard_id=shard.id,
         attempt=attempt,
@@ -185,6 +191,9 @@ def label_shard(
         fingerprint=labeler.fingerprint,
         seconds=round(seconds, 3),
         version=__version__,
+        stages=stages.seconds(),
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
     )
     if ledger.commit(store, run.uri, commit):
         if strikes:
@@ -245,7 +254,14 @@ class Tally:
 
 
 def _batches(
-    shard: Shard, run: Run, store: Store, labeler: StagedLabeler, decoding: Decoding, strikes: int, turn: Turn
+    shard: Shard,
+    run: Run,
+    store: Store,
+    labeler: StagedLabeler,
+    decoding: Decoding,
+    strikes: int,
+    turn: Turn,
+    stages: Stages,
 ) -> Generator[Callable[[], Rows]]:
     """What is left to do for each batch: carefully if the shard has cost a worker, and image by image where it did."""
     options = sources.ReadOptions(
@@ -265,6 +281,7 @@ def _batches(
             decoding=decoding,
             all_read=turn.reading.leave,
             may_find=turn.finding.wait,
+            stages=stages,
         )
         return
     turn.finding.wait()

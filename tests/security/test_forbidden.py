@@ -62,7 +62,9 @@ EXEMPT = {
     "jobs/evaluate.py",
     "jobs/fitting.py",
     "pipeline/checkpoints.py",
+    "pipeline/corrections.py",
     "pipeline/founding.py",
+    "pipeline/worker.py",
 }
 
 
