@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline import ledger
+from pipeline import corrections, ledger
 from pipeline.errors import StoreError, UserError
 from pipeline.parallel import ahead
 from pipeline.records import Commit, Manifest
@@ -31,9 +31,9 @@ _THREADS = 16
 class Collected:
     """What was removed, or would be.
 
-    data: data objects that no commit names. unfinished: half-written objects, and uploads in parts that were never
-    completed. records: failures and trails of shards that are done by now. bytes: of all these, as far as the storage
-    tells. names: relative to the run, sorted.
+    data: data objects that no commit and no corrections name. unfinished: half-written objects, and uploads in parts
+    that were never completed. records: failures and trails of shards that are done by now. bytes: of all these, as far
+    as the storage tells. names: relative to the run, sorted.
     """
 
     data: int
@@ -56,7 +56,7 @@ def collect(store: Store, run_uri: str, *, older_than_s: float = DAY_S, dry_run:
 
     Raises:
         UserError: there is no run, or its storage does not tell when something was written.
-        StoreError: a commit cannot be read; nothing is removed then.
+        StoreError: a commit or a version of corrections cannot be read; nothing is removed then.
     """
     manifest = ledger.read_manifest(store, run_uri)
     now = store.clock(run_uri)
@@ -64,11 +64,15 @@ def collect(store: Store, run_uri: str, *, older_than_s: float = DAY_S, dry_run:
         raise UserError(f"{redact(run_uri)}: this storage does not tell the age of an object; nothing was removed.")
     # First what is there, then the commits: the other way round, what is committed in between would pass for an orphan.
     before = now - older_than_s
-    data = _old(store, run_uri, sorted({sink.folder for sink in SINKS.values()}), _DATA, before)
+    folders = sorted({corrections.FOLDER, *(sink.folder for sink in SINKS.values())})
+    data = _old(store, run_uri, folders, _DATA, before)
     records = _old(store, run_uri, _RECORDS, _RECORD, before)
     unfinished = [
         one for one in store.unfinished(join(run_uri, "")) if one.modified is not None and one.modified <= before
     ]
+    for version in corrections.read(store, run_uri).versions:
+        for output in version.outputs.values():
+            data.pop(output.path, None)
     removed: dict[str, int] = {}
     for commit in _commits(store, run_uri, manifest):
         for output in commit.outputs.values():

@@ -27,8 +27,9 @@ class Status:
     """How far a run is.
 
     shards = done + failed + pending, where a shard has failed if its last attempt did and nothing was committed since;
-    it is tried again when the run is started again. images = labelled + empty + quarantined. seconds: working time of
-    the shards that are done, over all workers.
+    it is tried again when the run is started again; `taken` of those done are from another run. images = labelled +
+    empty + quarantined. seconds: working time of the shards that were done here, over all workers. corrections: how
+    many versions there are of them, corrected: how many images they brought, one that came twice counting twice.
     """
 
     uri: str
@@ -39,6 +40,7 @@ class Status:
     done: int
     failed: int
     pending: int
+    taken: int
     images: int
     labelled: int
     empty: int
@@ -47,6 +49,8 @@ class Status:
     instances: int
     seconds: float
     images_per_second: float | None
+    corrections: int
+    corrected: int
     failures: tuple[Failure, ...]
 
 
@@ -64,6 +68,7 @@ def status(store: Store, run_uri: str) -> Status:
     failures = ledger.failures(store, run_uri)
     not_done = pending.known([failure.shard_id for failure in failures])
     failures = [failure for failure in failures if failure.shard_id in not_done]
+    versions = corrections.read(store, run_uri).versions
     return Status(
         uri=redact(run_uri),
         run_id=manifest.run_id,
@@ -73,6 +78,7 @@ def status(store: Store, run_uri: str) -> Status:
         done=len(manifest.shards) - len(pending),
         failed=len(failures),
         pending=len(pending) - len(failures),
+        taken=totals.shards_taken,
         images=totals.images,
         labelled=totals.labelled,
         empty=totals.empty,
@@ -80,7 +86,9 @@ def status(store: Store, run_uri: str) -> Status:
         reasons=totals.reasons,
         instances=totals.instances,
         seconds=round(totals.seconds, 3),
-        images_per_second=round(totals.images / totals.seconds, 3) if totals.seconds else None,
+        images_per_second=round(totals.images_done / totals.seconds, 3) if totals.seconds else None,
+        corrections=len(versions),
+        corrected=sum(version.counts.get("images", 0) for version in versions),
         failures=tuple(failures),
     )
 

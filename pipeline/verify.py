@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from pipeline import checks, ledger, runs, shards
+from pipeline import checks, corrections, ledger, runs, shards
+from pipeline.corrections import Corrections
 from pipeline.errors import AccessError, NotFoundError, StoreError, UnreachableError
 from pipeline.parallel import ahead
 from pipeline.records import Commit, Manifest, Shard
@@ -85,7 +86,7 @@ def verify(store: Store, run_uri: str, *, threads: int = 4, progress: Progress =
         AccessError, UnreachableError: the storage does not let us look.
     """
     manifest = ledger.read_manifest(store, run_uri)
-    check = partial(_check_shard, store, run_uri, manifest)
+    check = partial(_check_shard, store, run_uri, manifest, corrections.read(store, run_uri))
     return _report(store, run_uri, manifest, lambda done: ahead(check, done, threads=threads), progress)
 
 
@@ -106,6 +107,7 @@ def _report(
     faults = list(_manifest_faults(manifest))
     strangers = ledger.strangers(manifest, listed)
     faults += [Fault(shard="", key=None, what=f"commit {one} is of no shard of the run") for one in strangers]
+    faults += _correction_faults(store, run_uri, manifest)
     pending = ledger.pending(manifest, listed.ids)
     if pending:
         faults.append(Fault(shard="", key=None, what=f"{len(pending)} of {len(manifest.shards)} shards are not done"))
@@ -126,6 +128,15 @@ def _report(
         instances=sums["instances"],
         faults=tuple(faults),
     )
+
+
+def _correction_faults(store: Store, run_uri: str, manifest: Manifest) -> Iterator[Fault]:
+    """Corrections that lie over nothing."""
+    for version in corrections.read(store, run_uri).versions:
+        known = ShardList.of(manifest.shards).known(version.outputs)
+        for shard_id in sorted(set(version.outputs) - known):
+            what = f"corrections {version.number} are of {shard_id}, which is no shard of the run"
+            yield Fault(shard="", key=None, what=what)
 
 
 def _manifest_faults(manifest: Manifest) -> Iterator[Fault]:
@@ -153,7 +164,7 @@ def _check_commit(read: _Read) -> _Checked:
     return checked
 
 
-def _check_shard(store: Store, run_uri: str, manifest: Manifest, read: _Read) -> _Checked:
+def _check_shard(store: Store, run_uri: str, manifest: Manifest, corrected: Corrections, read: _Read) -> _Checked:
     """All checks of a shard that need no other."""
     checked, commit = _check_commit(read), read[1]
     if isinstance(commit, StoreError):
@@ -164,7 +175,7 @@ def _check_shard(store: Store, run_uri: str, manifest: Manifest, read: _Read) ->
             if checks.output_fault(commit, format):
                 continue
             try:
-                found[format] = shards.fetch(store, run_uri, output, Path(folder))
+                found[format] = shards.fetch(store, runs.home(run_uri, commit), output, Path(folder))
             except (AccessError, UnreachableError):
                 raise
             except StoreError as error:
@@ -173,6 +184,7 @@ def _check_shard(store: Store, run_uri: str, manifest: Manifest, read: _Read) ->
             if format in found:
                 try:
                     _check_rows(checked, commit, manifest, format, found[format])
+                    _check_corrections(checked, commit, manifest, corrected, store, format, found[format])
                     if format != "coco" and "coco" in found:
                         _compare(checked, found[format], found["coco"])
                 except StoreError as error:
@@ -189,7 +201,8 @@ def _check_rows(checked: _Checked, commit: Commit, manifest: Manifest, format: s
     """
     data = shards.READERS[format](path, commit.shard_id)
     categories = [asdict(category) for category in manifest.categories]
-    said = {"run_id": manifest.run_id, "fingerprint": commit.fingerprint, "categories": categories}
+    run_id = manifest.run_id if commit.base is None else commit.base.run_id
+    said = {"run_id": run_id, "fingerprint": commit.fingerprint, "categories": categories}
     for name, value in said.items():
         if data.about.get(name) != value:
             checked.fault(
@@ -220,6 +233,40 @@ def _check_rows(checked: _Checked, commit: Commit, manifest: Manifest, format: s
             checked.fault(f"{path.name} has {tally[name]} {name}, its commit says {getattr(commit, name)}")
     if format != "coco" and reasons != Counter(commit.reasons):
         checked.fault(f"{path.name} gives other reasons for quarantine than its commit")
+
+
+def _check_corrections(
+    checked: _Checked,
+    commit: Commit,
+    manifest: Manifest,
+    corrected: Corrections,
+    store: Store,
+    format: str,
+    path: Path,
+) -> None:
+    """Check that all corrections of a shard are there as they were written, sound, and of images that it has.
+
+    Raises:
+        StoreError: one of them, or the shard, cannot be read to its end.
+    """
+    versions = corrected.of(commit.shard_id)
+    if not versions:
+        return
+    there = {
+        row.key: (row.image_id, row.height, row.width) for row in shards.READERS[format](path, commit.shard_id).rows
+    }
+    for number, output in versions:
+        with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+            file = shards.fetch(store, corrected.run_uri, output, Path(folder))
+            for batch in runs.batches(shards.read_parquet(file, commit.shard_id).rows, _BATCH):
+                where = f"corrections {number}: "
+                for row in batch:
+                    if there.get(row.key) != (row.image_id, row.height, row.width):
+                        checked.fault(f"{where}the shard has no such image of this size", row.key)
+                    for fault in checks.row_faults(row):
+                        checked.fault(where + fault, row.key)
+                for key, fault in checks.instance_faults(batch, {category.id for category in manifest.categories}):
+                    checked.fault(where + fault, key)
 
 
 def _compare(checked: _Checked, parquet: Path, coco: Path) -> None:

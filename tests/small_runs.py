@@ -74,6 +74,17 @@ def make_run(
     return manifest
 
 
+def label(store: Store, inputs: str, run: str) -> None:
+    """A finished run over inputs of any form."""
+    config = config_of(inputs, run)
+    manifest, labeler = found_run(store, config)
+    for planned in plan(config.input.uris, format="auto", images_per_shard=1000, store=store):
+        if planned.listing is not None:
+            store.put(join(run, planned.shard.uri), planned.listing)
+    for shard in manifest.shards:
+        label_shard(shard, run=Run(id=manifest.run_id, uri=run, config=config), store=store, labeler=labeler)
+
+
 def commit_of(store: Store, uri: str, manifest: Manifest, number: int = 0) -> Commit:
     commit = ledger.read_commit(store, uri, manifest.shards[number].id)
     assert commit is not None

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from pipeline.cli.common import DONE, json_option, print_json, print_lines
+from pipeline.cli.common import DONE, counted, json_option, print_json, print_lines
 from pipeline.runs import Status, status
 from pipeline.store import Store, redact
 
@@ -24,7 +24,14 @@ def status_command(run_uri: str, as_json: bool) -> int:
     return DONE
 
 
+def _corrections(found: Status) -> list[tuple[str, str]]:
+    if not found.corrections:
+        return []
+    return [("corrected", f"{counted(found.corrected, 'image')} in {counted(found.corrections, 'version')}")]
+
+
 def _print_status(found: Status) -> None:
+    taken = f" ({found.taken} taken from another run)" if found.taken else ""
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items())
     rate = "" if found.images_per_second is None else f", {found.images_per_second:.1f} images a second"
     failures = [
@@ -34,12 +41,13 @@ def _print_status(found: Status) -> None:
     print_lines(
         [
             ("run", f"{found.run_id} at {found.uri}, of {found.created}"),
-            ("shards", f"{found.done} of {found.shards} done, {found.pending} pending, {found.failed} failed"),
+            ("shards", f"{found.done} of {found.shards} done{taken}, {found.pending} pending, {found.failed} failed"),
             ("images", f"{found.images}"),
             ("labelled", f"{found.labelled}"),
             ("empty", f"{found.empty}"),
             ("quarantined", f"{found.quarantined}" + (f" ({reasons})" if reasons else "")),
             ("masks", f"{found.instances}"),
+            *_corrections(found),
             ("work", f"{found.seconds:.1f} s{rate}"),
             *failures,
         ]

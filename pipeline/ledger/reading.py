@@ -23,9 +23,15 @@ from pipeline.store import Store, join
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """The sums over commits. images = labelled + empty + quarantined; `seconds` is working time, over all workers."""
+    """The sums over commits. images = labelled + empty + quarantined.
+
+    `seconds` is working time, over all workers, for `images_done`: what is taken from another run took none here;
+    `shards_taken` counts that.
+    """
 
     shards: int
+    shards_taken: int
+    images_done: int
     images: int
     labelled: int
     empty: int
@@ -98,9 +104,15 @@ def totals(commits: Iterable[Commit]) -> Totals:
         for key in ("images", "labelled", "empty", "quarantined", "instances"):
             sums[key] += getattr(one, key)
         reasons.update(one.reasons)
-        seconds += one.seconds
+        if one.base is None:
+            seconds += one.seconds
+            sums["images_done"] += one.images
+        else:
+            sums["shards_taken"] += 1
     return Totals(
         shards=sums["shards"],
+        shards_taken=sums["shards_taken"],
+        images_done=sums["images_done"],
         images=sums["images"],
         labelled=sums["labelled"],
         empty=sums["empty"],

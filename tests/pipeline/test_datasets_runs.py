@@ -22,11 +22,9 @@ from pipeline import datasets, images, runs
 from pipeline.config import DatasetConfig
 from pipeline.datasets import Dataset
 from pipeline.errors import UserError
-from pipeline.plan import plan
 from pipeline.store import Store, join
-from pipeline.worker import Run, label_shard
 from tests.fakes import draw
-from tests.small_runs import IMAGES, config_of, found_run, make_run, rewrite
+from tests.small_runs import IMAGES, label, make_run, rewrite
 
 THRESHOLD = 0.6
 
@@ -44,17 +42,6 @@ def pixels(dataset: Dataset, store: Store) -> dict[str, np.ndarray]:
 
 def drawn(seed: int) -> np.ndarray:
     return images.decode(draw(seed), max_bytes=1 << 20, max_pixels=1 << 20)
-
-
-def label(store: Store, inputs: str, run: str) -> None:
-    """A finished run over inputs of any form."""
-    config = config_of(inputs, run)
-    manifest, labeler = found_run(store, config)
-    for planned in plan(config.input.uris, format="auto", images_per_shard=1000, store=store):
-        if planned.listing is not None:
-            store.put(join(run, planned.shard.uri), planned.listing)
-    for shard in manifest.shards:
-        label_shard(shard, run=Run(id=manifest.run_id, uri=run, config=config), store=store, labeler=labeler)
 
 
 @pytest.fixture
