@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,24 +114,48 @@ def write(
     Raises:
         StoreError: the storage failed; nothing counts then.
     """
-    attempt = uuid.uuid4().hex[:12]
-    outputs = {shard_id: _put(store, run_uri, manifest, shard_id, of, attempt) for shard_id, of in sorted(rows.items())}
+    attempt = _attempt()
+    version = Version(
+        number=0,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
+        by=by,
+        source=source,
+        source_sha256=source_sha256,
+        version=__version__,
+        counts=dict(counts),
+        outputs={id_: _put(store, run_uri, manifest, id_, of, attempt) for id_, of in sorted(rows.items())},
+    )
+    return _claim(store, run_uri, version)
+
+
+def copy(store: Store, from_uri: str, to_uri: str, version: Version, shard_ids: Collection[str]) -> Version:
+    """Lay a version of one run over another one that has the same images, but for shards that are not named.
+
+    Raises:
+        StoreError: a file of it is missing or damaged, or the storage failed; nothing counts then.
+    """
+    attempt, outputs = _attempt(), {}
+    for shard_id in sorted(shard_ids):
+        with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+            path = shards.fetch(store, from_uri, version.outputs[shard_id], Path(folder))
+            outputs[shard_id] = replace(version.outputs[shard_id], path=f"{FOLDER}/{shard_id}-{attempt}.parquet")
+            store.put(join(to_uri, outputs[shard_id].path), path)
+    return _claim(store, to_uri, replace(version, outputs=outputs))
+
+
+def _attempt() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _claim(store: Store, run_uri: str, version: Version) -> Version:
+    """Write a version under the next number."""
     number = max((one.number for one in read(store, run_uri).versions), default=0)
     while True:
         number += 1
-        version = Version(
-            number=number,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
-            by=by,
-            source=source,
-            source_sha256=source_sha256,
-            version=__version__,
-            counts=dict(counts),
-            outputs=outputs,
-        )
+        claimed = replace(version, number=number)
         uri = join(run_uri, FOLDER, f"{number:0{_DIGITS}d}.json")
-        if store.create(uri, _VERSION.dump_json(version, indent=2) + b"\n"):
-            return version
+        if store.create(uri, _VERSION.dump_json(claimed, indent=2) + b"\n"):
+            return claimed
 
 
 def _put(

@@ -46,6 +46,7 @@ def located(config: LabelConfig, *, in_ray_job: bool = False) -> LabelConfig:
             images=absolute(config.input.images) if config.input.images else None,
         ),
         output=replace(config.output, uri=absolute(config.output.uri)),
+        run=replace(config.run, base=None if config.run.base is None else absolute(config.run.base)),
     )
 
 

@@ -25,7 +25,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline import __version__, ledger, scratch, sinks, sources, trails
+from pipeline import __version__, ledger, relabel, scratch, sinks, sources, trails
 from pipeline.batches import InOrder
 from pipeline.config import LabelConfig, OutputFormat
 from pipeline.decoding import Decoding
@@ -158,6 +158,10 @@ def label_shard(
     header = header_of(shard, run, labeler)
     tally, stages = Tally(), Stages()
     with scratch.folder() as folder:
+        part = relabel.part_of(shard, run.config, folder, store)
+        if part is not None and not part.needed():
+            return _claim(store, run.uri, part.commit, {})
+        merge = part.merging(labeler.quality) if part is not None else None
         files = {
             name: folder / f"{shard.id}-{attempt}.{sinks.SINKS[name].suffix}" for name in run.config.output.formats
         }
@@ -171,12 +175,14 @@ def label_shard(
 
             def write(finish: Callable[[], Rows]) -> None:
                 if rows := in_order.add(finish()):
+                    if merge is not None:
+                        rows = [merge.row(row) for row in rows]
                     with stages("write"):
                         for each in writers:
                             each(rows)
                     tally.add(rows)
 
-            found = _batches(shard, run, store, staged(labeler), decoder, strikes, turn, stages)
+            found = _batches(shard, run, store, staged(labeler), decoder, strikes, turn, stages, part)
             for finish in stack.enter_context(closing(found)):
                 behind(partial(write, finish))
                 del finish  # or what it holds of the batch stays in memory while the next one is found
@@ -195,13 +201,19 @@ def label_shard(
         worker=f"{socket.gethostname()}:{os.getpid()}",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
     )
-    if ledger.commit(store, run.uri, commit):
-        if strikes:
-            trails.forget(store, run.uri, shard.id)
+    standing = _claim(store, run.uri, commit, outputs)
+    if strikes and standing is commit:
+        trails.forget(store, run.uri, shard.id)
+    return standing
+
+
+def _claim(store: Store, run_uri: str, commit: Commit, outputs: Mapping[str, Output]) -> Commit:
+    """Commit a shard, or remove these outputs where another attempt was first -> the commit that stands."""
+    if ledger.commit(store, run_uri, commit):
         return commit
     for output in outputs.values():
-        store.delete(join(run.uri, output.path))
-    standing = ledger.read_commit(store, run.uri, shard.id)
+        store.delete(join(run_uri, output.path))
+    standing = ledger.read_commit(store, run_uri, commit.shard_id)
     assert standing is not None, "a commit was refused because there is one"
     return standing
 
@@ -262,6 +274,7 @@ def _batches(
     strikes: int,
     turn: Turn,
     stages: Stages,
+    part: relabel.Part | None,
 ) -> Generator[Callable[[], Rows]]:
     """What is left to do for each batch: carefully if the shard has cost a worker, and image by image where it did."""
     options = sources.ReadOptions(
@@ -272,6 +285,8 @@ def _batches(
     )
     turn.reading.wait()
     records = sources.SOURCES[shard.format](shard, store=store, options=options)
+    if part is not None:
+        records = part.records(records)
     if not strikes:
         yield from label_records(
             shard,

@@ -9,6 +9,7 @@ from pipeline.config.label import (
     LimitsConfig,
     OutputConfig,
     OutputFormat,
+    RelabelConfig,
     RunConfig,
     TtaConfig,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "OutputConfig",
     "OutputFormat",
+    "RelabelConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",

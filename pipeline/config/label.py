@@ -92,15 +92,35 @@ class LabelerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelabelConfig:
+    """What of `run.base` is labelled anew.
+
+    shards: ids or URIs of shards, with * for any characters; empty: all where classes are given, else none. classes:
+    names; the other instances of an image stay; empty: all. containing: look only at images that had one of the
+    classes, instead of at all of them.
+    """
+
+    __pydantic_config__ = STRICT
+    shards: tuple[Text, ...] = ()
+    classes: tuple[Text, ...] = ()
+    containing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.containing and not self.classes:
+            raise ValueError("containing together with classes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """How the run is spread over a cluster; nothing here changes a label.
+    """How the run is spread over a cluster; nothing here changes a label, but for `base` and `relabel`.
 
     address: of Ray; null starts a local one. workers: null is one a GPU, or one on a cluster without any.
     gpus_per_worker, cpus_per_worker: null is 1 GPU where there are any, and 1 CPU. max_attempts: how many dead workers
     set a shard aside. storage_patience_s: how long storage may not answer, and nothing be committed, before the run
     stops. accept_changes: go on with a run whose manifest says another config or labeler. only: take just the shards
     that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its
-    labeler; the more, the fuller are batches of images of various shapes.
+    labeler; the more, the fuller are batches of images of various shapes. base: another run over the same input, from
+    which all is taken that `relabel` does not ask for.
     """
 
     __pydantic_config__ = STRICT
@@ -114,6 +134,12 @@ class RunConfig:
     accept_changes: bool = False
     only: Literal["quarantined"] | None = None
     prefetch_bytes: Positive = 512_000_000
+    base: Text | None = None
+    relabel: RelabelConfig = field(default_factory=RelabelConfig)
+
+    def __post_init__(self) -> None:
+        if self.base is None and self.relabel != RelabelConfig():
+            raise ValueError("relabel together with base")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +171,8 @@ class LabelConfig:
         """The part of the config that can change a row of the output; a resumed run must agree in it.
 
         The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out; where
-        images are resized moves nothing. Test-time augmentation and scaled decoding are named where they are used, so
-        that runs from before they were known go on.
+        images are resized moves nothing. Test-time augmentation, scaled decoding and the base of a run are named where
+        they are used, so that runs from before they were known go on.
         """
         whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         del whole["labeler"]["batch_size"], whole["labeler"]["resize"]
@@ -154,4 +180,7 @@ class LabelConfig:
         for name in ("tta", "scaled_decoding"):
             if not whole["labeler"][name]:
                 del whole["labeler"][name]
-        return {key: whole[key] for key in ("input", "output", "labeler", "limits")}
+        found = {key: whole[key] for key in ("input", "output", "labeler", "limits")}
+        if self.run.base is not None:
+            found["run"] = {key: whole["run"][key] for key in ("base", "relabel")}
+        return found

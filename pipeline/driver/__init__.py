@@ -11,8 +11,9 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
-from pipeline import founding, ledger
+from pipeline import founding, ledger, relabel
 from pipeline.config import LabelConfig
 from pipeline.driver.actors import Actors
 from pipeline.driver.clusters import RAY_JOB, caught_signals, cluster, cluster_resources
@@ -48,11 +49,18 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
             raise UserError(f"run.only is 'quarantined', but there is no run at {redact(uri)} yet")
         set_aside = {failure.shard_id for failure in ledger.failures(store, uri)}
         todo = ShardList.of(shard for shard in todo if shard.id in set_aside)
+    todo, taken = relabel.divide(config, todo, store)
     log.info("%d of %d shards to do, output at %s", len(todo), shards, redact(uri))
+    if taken:
+        log.info("%d shards are taken from %s as they are", len(taken), redact(str(config.run.base)))
     if not todo:
+        if taken and not founded:
+            raise UserError("run.base has all shards of the input already; say with run.relabel what to label anew")
+        done += relabel.take(config, manifest, taken, store)
         return Outcome(uri=uri, snapshot=Snapshot(shards=shards, done=done))
     todo = todo.large_first(start=random.random())  # not where a driver beside this one begins
     with cluster(config.run.address), caught_signals() as signals, Folding(store, uri) as folding:
+        done += len(taken)
         pool = Pool(config, manifest, Actors(config), founded=founded, todo=todo, done=done, store=store)
 
         def step(now: Snapshot) -> None:
@@ -60,4 +68,9 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
             report(now)
 
         pool.work(step, signals)
-        return pool.outcome(signals[0] if signals else None)
+        outcome = pool.outcome(signals[0] if signals else None)
+        if not signals:
+            relabel.take(config, pool.manifest, taken, store)
+            return outcome
+        snapshot = replace(outcome.snapshot, done=outcome.snapshot.done - len(taken))
+        return replace(outcome, snapshot=snapshot)

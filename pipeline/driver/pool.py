@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ray import exceptions as ray_errors
 
-from pipeline import founding
+from pipeline import founding, relabel
 from pipeline.config import LabelConfig
 from pipeline.driver.outages import Outage, Series
 from pipeline.driver.outcomes import Outcome, SetAside, Snapshot
@@ -238,6 +238,8 @@ class Pool:
         """The first worker's labeler founds the run, or is checked against it; the others must be the same."""
         if self._config.labeler.batch_size == "auto" and not self._started:
             log.info("labeler.batch_size: auto is %s on the first worker", labeler.batch_size)
+        if not self._started:
+            relabel.check(self._config, labeler, self._store)
         if not self._founded:
             self.manifest = founding.found(self._config, self.manifest, labeler, self._store)
             self._founded = True
