@@ -11,8 +11,8 @@ import json
 from collections.abc import Sequence
 
 from pipeline.reports import markdown, sections, webpage
-from pipeline.reports.pictures import Example, example
-from pipeline.reports.sections import Report, Section, Table
+from pipeline.reports.pictures import example
+from pipeline.reports.sections import Example, Report, Section, Table
 from pipeline.store import Store, join
 
 __all__ = ["Example", "example", "write"]
@@ -35,8 +35,9 @@ def write(store: Store, output: str, report: Report, examples: Sequence[Example]
     """
     provenance = _provenance(report)
     found = [*sections.build(report), provenance]
+    worst = Section(title="Worst images", text=examples_text, examples=tuple(examples))
     notes = report.get("notes", [])
-    web = webpage.page(TITLE, _subtitle(report), sections.headline(report), notes, found, examples, examples_text)
+    web = webpage.page(TITLE, _subtitle(report), sections.headline(report), notes, [*found[:-1], worst, provenance])
     text = markdown.page(TITLE, _subtitle(report), notes, found)
     data = json.dumps(report, indent=2, allow_nan=False) + "\n"
     for name, content in (("report.json", data), ("report.md", text), ("report.html", web)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -16,6 +16,7 @@ from pycocotools import mask as mask_api
 from pipeline import images, masks, overlay
 from pipeline.errors import ImageError, StoreError
 from pipeline.records import NO_INSTANCES, Category, Instances, Pixels
+from pipeline.reports.sections import Example
 from pipeline.store import Store
 
 #: The longer side of a picture, about, in pixels.
@@ -33,21 +34,6 @@ SMALL = 24
 
 #: What an image may cost, in bytes and in pixels.
 MOST_BYTES, MOST_PIXELS = 100_000_000, 100_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """An image that the report shows.
-
-    title: its name. caption: what went wrong with it. truth, predictions: JPEG bytes of both, drawn over it; None where
-    the image cannot be shown, and then `problem` says why.
-    """
-
-    title: str
-    caption: str
-    truth: bytes | None = None
-    predictions: bytes | None = None
-    problem: str | None = None
 
 
 def example(
@@ -103,8 +89,10 @@ def example(
     return Example(
         title=title,
         caption=caption,
-        truth=_jpeg(draw(pixels, theirs, names, marked=range(len(pairs), len(theirs)), scores=False)),
-        predictions=_jpeg(draw(pixels, ours, names, marked=spurious, scores=True)),
+        pictures=(
+            ("truth", jpeg(draw(pixels, theirs, names, marked=range(len(pairs), len(theirs)), scores=False))),
+            ("predictions", jpeg(draw(pixels, ours, names, marked=spurious, scores=True))),
+        ),
     )
 
 
@@ -214,7 +202,8 @@ def _counts(segmentation: Any, height: int, width: int) -> str:
     return counts if isinstance(counts, str) else str(counts, "ascii")
 
 
-def _jpeg(pixels: Pixels) -> bytes:
+def jpeg(pixels: Pixels) -> bytes:
+    """A picture as a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=88, subsampling=0)  # thin lines keep their colour
     return buffer.getvalue()

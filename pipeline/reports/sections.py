@@ -44,13 +44,28 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """An image that a report shows.
+
+    title: its name. caption: what is the matter with it. pictures: JPEG bytes by what they show, side by side; none
+    where the image cannot be shown, and then `problem` says why.
+    """
+
+    title: str
+    caption: str
+    pictures: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A part of the report with its title, a sentence, tables and plots."""
+    """A part of a report with its title, a sentence, tables, plots, and images."""
 
     title: str
     text: str = ""
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
+    examples: tuple[Example, ...] = ()
 
 
 _PRECISION = ("AP", "AP50", "AP75", "APs", "APm", "APl")

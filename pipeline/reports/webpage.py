@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
-from pipeline.reports.pictures import Example
-from pipeline.reports.sections import Cell, Plot, Section, Table
+from pipeline.reports.sections import Cell, Example, Plot, Section, Table
 
 _STYLE = """
 :root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --ground: #f6f7f9; --accent: #2563eb; }
@@ -59,28 +58,21 @@ def page(
     tiles: Iterable[tuple[str, Cell, str]],
     notes: Iterable[str],
     sections: Iterable[Section],
-    examples: Sequence[Example],
-    examples_text: str,
 ) -> str:
     """The whole page; every text but the style is escaped.
 
     Args:
         title: of the page.
-        subtitle: what was measured, in a line.
+        subtitle: what it is about, in a line.
         tiles: the figures that are large: (name, value, what stands below).
         notes: what a reader must know before believing the figures.
-        sections: the tables and plots; the last one comes after the examples.
-        examples: images with their truth and predictions.
-        examples_text: what the examples are, or why there are none.
+        sections: the tables, plots and images.
     """
-    *first, last = map(_section, sections)
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>",
         '<div class="tiles">' + "".join(map(_tile, tiles)) + "</div>",
         *(f'<div class="note">{escape(note)}</div>' for note in notes),
-        *first,
-        f"<section><h2>Worst images</h2><p>{escape(examples_text)}</p>{''.join(map(_example, examples))}</section>",
-        last,
+        *map(_section, sections),
     ]
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -100,7 +92,9 @@ def _section(section: Section) -> str:
     text = f"<p>{escape(section.text)}</p>" if section.text else ""
     tables = '<div class="tables">' + "".join(map(_table, section.tables)) + "</div>" if section.tables else ""
     plots = '<div class="plots">' + "".join(map(_plot, section.plots)) + "</div>" if section.plots else ""
-    return f'<section><h2>{escape(section.title)}</h2>{text}<div class="columns">{tables}{plots}</div></section>'
+    columns = f'<div class="columns">{tables}{plots}</div>' if tables or plots else ""
+    examples = "".join(map(_example, section.examples))
+    return f"<section><h2>{escape(section.title)}</h2>{text}{columns}{examples}</section>"
 
 
 def _table(table: Table) -> str:
@@ -120,11 +114,11 @@ def _plot(plot: Plot) -> str:
 
 def _example(example: Example) -> str:
     head = f'<div><h3>{escape(example.title)}</h3><span class="soft">{escape(example.caption)}</span></div>'
-    if example.truth is None or example.predictions is None:
+    if not example.pictures:
         return f'<div class="example">{head}<p>Not shown: {escape(example.problem or "")}</p></div>'
     pair = "".join(
         f'<figure><img alt="{name}" src="{_data("jpeg", jpeg)}"><figcaption>{name}</figcaption></figure>'
-        for name, jpeg in (("truth", example.truth), ("predictions", example.predictions))
+        for name, jpeg in ((escape(name), jpeg) for name, jpeg in example.pictures)
     )
     return f'<div class="example">{head}<div class="pair">{pair}</div></div>'
 

@@ -209,7 +209,7 @@ def test_an_example_marks_what_has_no_partner(tmp_path: Path) -> None:
         categories=CATEGORIES,
         store=Store(),
     )
-    scale = decoded(example.truth).shape[0] // SIZE[0]
+    scale = decoded(dict(example.pictures)["truth"]).shape[0] // SIZE[0]
 
     def is_marked(picture: np.ndarray[Any, Any], box: tuple[int, int, int, int]) -> bool:
         """Whether the left edge of a box is red."""
@@ -217,7 +217,7 @@ def test_an_example_marks_what_has_no_partner(tmp_path: Path) -> None:
         edge = picture[(y + 4) * scale : (y + h - 4) * scale, x * scale - 2 : x * scale]
         return bool(np.abs(edge - pictures.RED).max(axis=-1).mean() < 60)
 
-    truth, predictions = decoded(example.truth), decoded(example.predictions)
+    truth, predictions = decoded(dict(example.pictures)["truth"]), decoded(dict(example.pictures)["predictions"])
     assert [is_marked(truth, box) for box in (both, missed)] == [False, True]
     assert [is_marked(predictions, box) for box in (both, spurious, (8, 38, 9, 9))] == [False, True, False]
     middle = np.s_[15 * scale : 18 * scale, 13 * scale : 16 * scale]
@@ -246,12 +246,12 @@ def test_a_picture_suits_the_page(tmp_path: Path, height: int, width: int) -> No
         categories=CATEGORIES,
         store=Store(),
     )
-    for picture in (decoded(example.truth), decoded(example.predictions)):
+    for picture in (decoded(dict(example.pictures)["truth"]), decoded(dict(example.pictures)["predictions"])):
         assert pictures.LONG_SIDE / 2 <= max(picture.shape) <= 1.5 * pictures.LONG_SIDE
         assert picture.shape[0] / picture.shape[1] == pytest.approx(height / width, rel=0.02)
         inside, outside = (picture[int(share * picture.shape[0])].mean(axis=0) for share in (0.25, 0.6))
         assert np.abs(inside - 90).max() > 30 > np.abs(outside - 90).max()
-    truth = decoded(example.truth)
+    truth = decoded(dict(example.pictures)["truth"])
     factor = truth.shape[0] / height
     edge = truth[int(0.85 * truth.shape[0]), int(left * factor) - 3 : int(left * factor) + 2]
     assert np.abs(edge - pictures.RED).max(axis=-1).min() < 60
@@ -264,7 +264,7 @@ def test_an_image_may_have_hundreds_of_objects(tmp_path: Path) -> None:
         "a", "b", uri=png(tmp_path), size=SIZE, truth=rows, predictions=rows, categories=CATEGORIES, store=Store()
     )
     assert len(rows) > 255
-    assert np.abs(decoded(example.truth) - decoded(example.predictions)).max() < 12
+    assert np.abs(decoded(dict(example.pictures)["truth"]) - decoded(dict(example.pictures)["predictions"])).max() < 12
 
 
 def test_an_image_that_cannot_be_shown_says_why(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_an_image_that_cannot_be_shown_says_why(tmp_path: Path) -> None:
         example = reports.example(
             "a", "b", uri=uri, size=size, truth=[], predictions=[], categories=CATEGORIES, store=Store()
         )
-        assert example.truth is None
+        assert example.pictures == ()
         assert reason in (example.problem or "")
 
 
