@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,23 +29,45 @@ set_option = click.option(
 )
 
 
-def view_options(command: Callable[..., int]) -> Callable[..., int]:
-    """The options that say how labels are looked at, which a command gets as `view`."""
+def view_options_from(min_score: float) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """The options that say how labels are looked at, which a command gets as `view`; --min-score is so by default."""
 
-    @click.option(
-        "--min-score",
-        default=0.0,
-        show_default=True,
-        type=click.FloatRange(0, 1),
-        help="Leave out masks that score less.",
+    def add(command: Callable[..., int]) -> Callable[..., int]:
+        @click.option(
+            "--min-score",
+            default=min_score,
+            show_default=True,
+            type=click.FloatRange(0, 1),
+            help="Leave out masks that score less.",
+        )
+        @click.option("--taxonomy", "classes", metavar="FILE", help="Rename, merge or drop classes: YAML, `old: new`.")
+        @functools.wraps(command)
+        def with_view(*, min_score: float, classes: str | None, **others: Any) -> int:
+            mapping = None if classes is None else taxonomy.read(classes, Store())
+            return command(view=View(min_score=min_score, taxonomy=mapping), **others)
+
+        return with_view
+
+    return add
+
+
+view_options = view_options_from(0.0)
+
+
+def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in columns, figures to the right, what is None as a dash.
+
+    >>> print(table_text(["class", "masks"], [("car", 7), ("bicycle", None)]))
+    class    masks
+    car          7
+    bicycle      -
+    """
+    lines = [list(columns), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *rest]).rstrip() for line, (_, *rest) in zip(lines, padded, strict=True)
     )
-    @click.option("--taxonomy", "taxonomy_uri", metavar="FILE", help="Rename, merge or drop classes: YAML, `old: new`.")
-    @functools.wraps(command)
-    def with_view(*, min_score: float, taxonomy_uri: str | None, **others: Any) -> int:
-        classes = None if taxonomy_uri is None else taxonomy.read(taxonomy_uri, Store())
-        return command(view=View(min_score=min_score, taxonomy=classes), **others)
-
-    return with_view
 
 
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:

@@ -81,6 +81,33 @@ def bars(names: Sequence[str], values: Mapping[str, Sequence[float | None]], *, 
         return _png(figure)
 
 
+def reliability(lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[int]]], *, title: str) -> bytes:
+    """What was right over what was predicted, both in percent, above how many there were of each.
+
+    Args:
+        lines: by name, for each bin of equal width the mean prediction and the share that was right, both in 0..1 and
+            NaN in an empty bin, and how many are in it; the more, the larger its dot.
+        title: what stands above.
+    """
+    with _page(5.2, 5.2) as (figure, axes):
+        axes.remove()
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        upper.plot([0, 100], [0, 100], color="#9ca3af", linestyle="--", linewidth=1.2, label="ideal")
+        for colour, (name, (predicted, right, counts)) in zip(COLOURS.values(), lines.items(), strict=False):
+            bins = [(100 * x, 100 * y, n) for x, y, n in zip(predicted, right, counts, strict=True) if n]
+            x, y, numbers = zip(*bins, strict=True) if bins else ((), (), ())
+            upper.plot(x, y, color=colour, linewidth=1.4, marker="o", markersize=4, label=_short(name, 40))
+            upper.scatter(x, y, [6 + 100 * number / sum(numbers) for number in numbers], color=colour)
+            lower.stairs(counts, [100 * number / len(counts) for number in range(len(counts) + 1)], color=colour)
+        upper.set(title=title, ylabel="right, %", ylim=(-3, 103), xlim=(-1, 101))
+        lower.set(xlabel="predicted, %", ylabel="masks", yscale="log")
+        lower.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
+        for each in (upper, lower):
+            each.grid(True)
+        upper.legend(loc="upper left", fontsize=8)
+        return _png(figure)
+
+
 @contextmanager
 def _page(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of a size in inches, without the global state of pyplot."""

@@ -82,8 +82,8 @@ def example(
     missed = [index for index in range(len(real)) if index not in taken]
     alone = [place for place, index in enumerate(partners) if index is None]
     # Colours go by the order of drawing: partners get the same one.
-    ours = _chosen(found, [*(place for place, _ in pairs), *alone])
-    theirs = _chosen(real, [*(index for _, index in pairs), *missed])
+    ours = chosen(found, [*(place for place, _ in pairs), *alone])
+    theirs = chosen(real, [*(index for _, index in pairs), *missed])
     spurious = [len(pairs) + number for number, place in enumerate(alone) if place not in excused]
     names = categories if max(len(ours), len(theirs)) <= MOST_NAMES else None
     return Example(
@@ -169,7 +169,8 @@ def _ious(found: Instances, others: Instances, size: tuple[int, int], *, crowd: 
     return np.asarray(mask_api.iou(left, right, [int(crowd)] * len(right)), np.float64)
 
 
-def _chosen(found: Instances, order: Sequence[int]) -> Instances:
+def chosen(found: Instances, order: Sequence[int]) -> Instances:
+    """Some instances, in this order, without their quality columns."""
     index = np.array(order, np.int64)
     return Instances(
         category_ids=found.category_ids[index],

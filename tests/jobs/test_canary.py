@@ -1,0 +1,61 @@
+"""`patchlabel canary`, with real runs on a local Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import canary, cli, runs
+from pipeline.store import Store
+from tests.small_runs import make_run
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> str:
+    """A run of two tars."""
+    make_run(Store(), str(tmp_path / "old"), tmp_path / "inputs")
+    return str(tmp_path / "old")
+
+
+def test_the_same_model_changes_nothing_and_another_one_does(
+    old: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A canary that sings at the same model, or is silent at another one, is worth nothing."""
+    words = ["canary", old, "--sample", "7", "--min-score", "0", "--set", "run.address=local", "--json"]
+    assert cli.main([*words, "--out", str(tmp_path / "same")]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert (same["images"], same["changed"], same["total"]["churn"]) == (7, 0, 0.0)
+    assert same["total"]["old"] == same["total"]["kept"] > 7
+
+    other = ["--set", "labeler.max_instances=1", "--out", str(tmp_path / "other")]
+    assert cli.main([*words, *other]) == 0
+    found = json.loads(capsys.readouterr().out)
+    one_each = sum(min(1, len(row.instances)) for row in runs.read_rows(Store(), str(tmp_path / "other/run")))
+    assert found["total"]["old"] == same["total"]["old"]
+    assert found["total"]["new"] == found["total"]["kept"] == one_each
+    assert found["total"]["lost"] == found["total"]["old"] - one_each > 0
+    assert set(found["classes"]) == {"bright", "dark"}
+    page = (tmp_path / "other/canary.html").read_text()
+    assert page.count("<figure>") == 2 * min(7, len(list((tmp_path / "other/images").iterdir())))
+    assert json.loads((tmp_path / "other/canary.json").read_text())["changed"] == found["changed"]
+
+
+def test_the_same_sample_each_time(old: str, tmp_path: Path) -> None:
+    """Two canaries are compared with each other: they must have looked at the same images."""
+    labels = runs.opened(Store(), old)
+    first, second = (canary.sample(labels, 4, str(tmp_path / name)) for name in ("a", "b"))
+    assert first.keys() == second.keys()
+    assert len(first) == 4
+    assert sorted(first) == sorted(path.name for path in (tmp_path / "a/images").iterdir())
+
+
+def test_wrong_input_is_one_sentence(old: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is labelled, and nothing written, for a name that was mistyped."""
+    out = ["--out", str(tmp_path / "out")]
+    assert cli.main(["canary", str(tmp_path / "none"), *out]) == 2
+    assert "is no labeling run" in capsys.readouterr().err
+    assert cli.main(["canary", old, "--set", "labeler.wieghts=a.pth", *out]) == 2
+    assert "labeler.weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
