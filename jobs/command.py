@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 
+from pipeline import logs
 from pipeline.errors import LabelingError, UserError
 
 DONE, UNFINISHED, REFUSED = 0, 1, 2
@@ -35,29 +34,14 @@ def parser_of(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def set_up_logging(*, force: bool = False) -> None:
-    """Plain log lines of our own on standard error, and no warnings of libraries (unless python's -W asks for them).
-
-    `force` takes the place of whatever logging has been set up.
-    """
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=force
-    )
-    for ours_only in ("jobs", "pipeline", "patchdct"):  # the libraries' own INFO lines are of no use to a user
-        logging.getLogger(ours_only).setLevel(logging.INFO)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # which warns of torchvision's use of it
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-
-
 def guarded(work: Callable[[], int], refused: tuple[type[Exception], ...] = ()) -> int:
-    """Run `work`, with logging as by `set_up_logging`.
+    """Run `work`, with logging as by `logs.set_up`.
 
     An error of ours becomes one sentence and an exit status.
 
     `refused` are further exceptions that speak of the user's input.
     """
-    set_up_logging()
+    logs.set_up()
     ours: tuple[type[Exception], ...] = (LabelingError, *refused)
     try:
         return work()

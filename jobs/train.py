@@ -17,7 +17,7 @@ from typing import Any
 from jobs import command, fitting, keeping
 from patchdct.config import check_config, load_config
 from patchdct.errors import DataError, ModelError
-from pipeline import driver
+from pipeline import driver, logs
 from pipeline.config import DatasetConfig, TrainConfig, WorkersRange, load
 from pipeline.errors import RunError, UserError
 from pipeline.founding import check_address, check_outlives_job, check_writable, worker_needs
@@ -121,7 +121,7 @@ def _on_ray(config: TrainConfig, model: str) -> fitting.Outcome:
 
 def _work_on_ray(job: dict[str, Any]) -> fitting.Outcome:
     """What each worker of Ray Train runs."""
-    command.set_up_logging(force=True)  # Ray Train has set up its own, whose lines have no time
+    logs.set_up(force=True)  # Ray Train has set up its own, whose lines have no time
     return fitting.work(job["config"], job["model"], preempted=_preemptions())
 
 

@@ -71,6 +71,11 @@ def read_options(manifest: Manifest, run_uri: str) -> ReadOptions:
         raise UserError(
             f"{redact(run_uri)}: its manifest holds no config that this version of the package reads"
         ) from error
+    return options_of(given, limits, run_uri)
+
+
+def options_of(given: InputConfig, limits: LimitsConfig, run_uri: str) -> ReadOptions:
+    """How the images of an input are read, whose listings are those of a run."""
     return ReadOptions(
         max_image_bytes=limits.max_image_bytes,
         run_uri=run_uri,

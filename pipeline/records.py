@@ -215,11 +215,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelerInfo:
-    """What a run must know of its labeler; see `labelers.Labeler`. batch_size: of one worker."""
+    """What a run must know of its labeler; see `labelers.Labeler`. batch_size, device: of one worker."""
 
     fingerprint: str
     categories: tuple[Category, ...]
     batch_size: int | None = None
+    device: str = "CPU"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

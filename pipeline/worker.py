@@ -25,7 +25,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline import __version__, ledger, relabel, scratch, sinks, sources, trails
+from pipeline import __version__, ledger, originals, relabel, scratch, sinks, sources, trails
 from pipeline.batches import InOrder
 from pipeline.config import LabelConfig, OutputFormat
 from pipeline.decoding import Decoding
@@ -77,6 +77,7 @@ class Worker:
             fingerprint=self._labeler.fingerprint,
             categories=self._labeler.categories,
             batch_size=self._batch_size,
+            device=str(getattr(self._labeler, "device", "CPU")),
         )
 
     def join(self) -> Turn:
@@ -277,12 +278,7 @@ def _batches(
     part: relabel.Part | None,
 ) -> Generator[Callable[[], Rows]]:
     """What is left to do for each batch: carefully if the shard has cost a worker, and image by image where it did."""
-    options = sources.ReadOptions(
-        max_image_bytes=run.config.limits.max_image_bytes,
-        run_uri=run.uri,
-        image_column=run.config.input.image_column,
-        key_column=run.config.input.key_column,
-    )
+    options = originals.options_of(run.config.input, run.config.limits, run.uri)
     turn.reading.wait()
     records = sources.SOURCES[shard.format](shard, store=store, options=options)
     if part is not None:

@@ -15,10 +15,9 @@ from multiprocessing.process import BaseProcess
 from operator import attrgetter
 from typing import TypeAlias
 
-from jobs import command
 from jobs.benchmarks.work import Took, Work, records
 from patchdct import stage_times
-from pipeline import batches
+from pipeline import batches, logs
 from pipeline.decoding import Decoding
 from pipeline.errors import LabelingError, RunError
 from pipeline.labelers import Prepared, StagedLabeler, build, staged, wanted_size
@@ -97,7 +96,7 @@ def _answer(connection: Connection) -> _Answer:
 def _serve(connection: Connection, work: Work, number: int, size: int, gpu: int | None, store: Store) -> None:
     """Get ready, say so, and measure as often as the other side asks; end when it hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process as well; the other side hangs up then
-    command.set_up_logging()
+    logs.set_up()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible(gpu)
     with suppress(EOFError, ConnectionError):

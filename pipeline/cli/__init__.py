@@ -6,13 +6,14 @@ Exit status: 0 all is well; 1 something is wrong with the run, the storage or th
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from pipeline import __version__
+from pipeline import __version__, logs
 from pipeline.cli.common import DONE, FAULTY, INTERRUPTED, REFUSED
 from pipeline.errors import LabelingError, UserError
 
@@ -54,6 +55,7 @@ def commands() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and turn errors of ours into one sentence and an exit status."""
+    logs.set_up(logging.NOTSET)  # so that only warnings show
     try:
         code = commands.main(args=None if argv is None else list(argv), prog_name="patchlabel", standalone_mode=False)
         sys.stdout.flush()

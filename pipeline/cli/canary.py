@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def canary_command(
 
     Writes canary.html and canary.json. Run again, it goes on where it stopped.
     """
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     store, out = Store(), absolute(out)
     old = runs.opened(store, run_uri, view)
     config = canary.config_for(_config(old, path, settings), out)

@@ -39,7 +39,12 @@ def listing(shard: Shard, /, *, store: Store, options: ReadOptions) -> Iterator[
     content = store.get(uri)
     if hashlib.sha256(content).hexdigest() != shard.etag:
         raise ShardError(f"{redact(uri)} is not the listing that was planned: its checksum differs.")
-    yield from fetched((Listed(**json.loads(line)) for line in content.splitlines()), store=store, options=options)
+    yield from fetched(from_lines(content), store=store, options=options)
+
+
+def from_lines(content: bytes) -> Iterator[Listed]:
+    """The images of a listing."""
+    return (Listed(**json.loads(line)) for line in content.splitlines())
 
 
 def fetched(images: Iterable[Listed | ImageRecord], *, store: Store, options: ReadOptions) -> Iterator[ImageRecord]:
