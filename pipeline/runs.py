@@ -131,7 +131,11 @@ class Labels:
 
     def shard(self, commit: Commit) -> Shard:
         """The shard of a commit."""
-        return ShardList.of(self.manifest.shards).find(commit.shard_id)
+        return self.shard_of(commit.shard_id)
+
+    def shard_of(self, shard_id: str) -> Shard:
+        """The shard of an id, which is one of the run's."""
+        return ShardList.of(self.manifest.shards).find(shard_id)
 
     def rows(self, commit: Commit) -> Iterator[ImageLabels]:
         """The rows of a committed shard; see `rows`.

@@ -71,7 +71,9 @@ class LabelerConfig:
     tta: label each image several times and average; null labels it once. scaled_decoding: decode a JPEG that is more
     than twice as large as the model sees it at a half, a quarter or an eighth of its size, which is faster and moves
     labels a little. resize: where images are resized; gpu spares the CPU that work and takes a copy of each whole image
-    to the GPU, for the same labels; without a GPU it is as cpu.
+    to the GPU, for the same labels; without a GPU it is as cpu. quality: a file of `patchlabel calibrate`, whose model
+    makes the column predicted_iou; null makes it expected_iou, as it is. flip_agreement: predict masks once more, on
+    the mirrored image, and say how far both agree, which takes about twice as long.
     """
 
     __pydantic_config__ = STRICT
@@ -89,6 +91,8 @@ class LabelerConfig:
     tta: TtaConfig | None = None
     scaled_decoding: bool = False
     resize: Literal["cpu", "gpu"] = "cpu"
+    quality: Text | None = None
+    flip_agreement: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,7 @@ class RunConfig:
     stops. accept_changes: go on with a run whose manifest says another config or labeler. only: take just the shards
     that were set aside. prefetch_bytes: what a worker holds of images, encoded and decoded, ahead of its
     labeler; the more, the fuller are batches of images of various shapes. base: another run over the same input, from
-    which all is taken that `relabel` does not ask for.
+    which all is taken that `relabel` does not ask for. price: of a GPU hour, in any currency, for the report.
     """
 
     __pydantic_config__ = STRICT
@@ -134,6 +138,7 @@ class RunConfig:
     accept_changes: bool = False
     only: Literal["quarantined"] | None = None
     prefetch_bytes: Positive = 512_000_000
+    price: Annotated[Finite, Field(ge=0)] | None = None
     base: Text | None = None
     relabel: RelabelConfig = field(default_factory=RelabelConfig)
 
@@ -171,13 +176,13 @@ class LabelConfig:
         """The part of the config that can change a row of the output; a resumed run must agree in it.
 
         The batch size moves the last bits of a score at most, and is what a user lowers when memory runs out; where
-        images are resized moves nothing. Test-time augmentation, scaled decoding and the base of a run are named where
-        they are used, so that runs from before they were known go on.
+        images are resized moves nothing. Test-time augmentation, scaled decoding, columns to order and the base of a
+        run are named where they are used, so that runs from before they were known go on.
         """
         whole: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         del whole["labeler"]["batch_size"], whole["labeler"]["resize"]
         del whole["limits"]["isolate_decoding"]
-        for name in ("tta", "scaled_decoding"):
+        for name in ("tta", "scaled_decoding", "quality", "flip_agreement"):
             if not whole["labeler"][name]:
                 del whole["labeler"][name]
         found = {key: whole[key] for key in ("input", "output", "labeler", "limits")}

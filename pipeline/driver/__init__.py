@@ -20,7 +20,8 @@ from pipeline.driver.clusters import RAY_JOB, caught_signals, cluster, cluster_r
 from pipeline.driver.folding import Folding
 from pipeline.driver.outcomes import Outcome, Snapshot
 from pipeline.driver.pool import Pool
-from pipeline.errors import UserError
+from pipeline.driver.recording import Recording
+from pipeline.errors import LabelingError, UserError
 from pipeline.shard_list import ShardList
 from pipeline.store import Store, redact
 
@@ -61,14 +62,25 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     todo = todo.large_first(start=random.random())  # not where a driver beside this one begins
     with cluster(config.run.address), caught_signals() as signals, Folding(store, uri) as folding:
         done += len(taken)
-        pool = Pool(config, manifest, Actors(config), founded=founded, todo=todo, done=done, store=store)
+        workforce = Actors(config)
+        pool = Pool(config, manifest, workforce, founded=founded, todo=todo, done=done, store=store)
+        recording = Recording(store, uri, gpus=workforce.gpus)
 
         def step(now: Snapshot) -> None:
             folding.consider(pool.manifest, now.done)
+            if pool.founded:
+                recording.consider(now)
             report(now)
 
-        pool.work(step, signals)
+        try:
+            pool.work(step, signals)
+        except LabelingError as error:
+            if pool.founded:  # else no trace is left
+                recording.close(pool.snapshot(), f"stopped: {error}")
+            raise
         outcome = pool.outcome(signals[0] if signals else None)
+        if pool.founded:
+            recording.close(outcome.snapshot, f"interrupted by {signals[0]}" if signals else "all shards tried")
         if not signals:
             relabel.take(config, pool.manifest, taken, store)
             return outcome

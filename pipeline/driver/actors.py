@@ -67,6 +67,7 @@ class Actors:
         """
         self._config = config
         self.least, self.limit, self._resources = pool_size(config)
+        self.gpus = self._resources["num_gpus"]
         # Two shards at once; whatever dies is told, not started again by Ray. Made once, as Ray ships each class anew.
         how = {"max_concurrency": 2, "max_restarts": 0, "max_task_retries": 0, **self._resources}
         self._actor = ray.remote(actor).options(**how)

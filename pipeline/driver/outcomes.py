@@ -16,7 +16,11 @@ log = logging.getLogger("pipeline.run")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Where a run stands. Shards count for the whole run, the rest for what this driver has seen, in `seconds`."""
+    """Where a run stands. Shards count for the whole run, the rest for what this driver has seen, in `seconds`.
+
+    done_here: shards of `done` that this driver has seen done. worker_seconds: those of all workers that had started.
+    strikes, given_back, copies, device: see `history.History`.
+    """
 
     shards: int
     done: int
@@ -28,6 +32,12 @@ class Snapshot:
     quarantined: int = 0
     instances: int = 0
     seconds: float = 0.0
+    done_here: int = 0
+    worker_seconds: float = 0.0
+    strikes: int = 0
+    given_back: int = 0
+    copies: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,7 +67,7 @@ class Pool:
         `todo` are the shards to label, in this order; `done` counts those of the run that are committed.
         """
         self.manifest = manifest
-        self._config, self._workforce, self._founded, self._store = config, workforce, founded, store
+        self._config, self._workforce, self.founded, self._store = config, workforce, founded, store
         attempts, timeout_s = config.run.max_attempts, config.run.shard_timeout_s
         self._leases: Leases[int] = Leases(todo, max_attempts=attempts, timeout_s=timeout_s)
         self._done = done
@@ -78,6 +78,7 @@ class Pool:
         self._draining: Collection[str] = ()
         self._in_a_row = Series()
         self._counts: Counter[str] = Counter()
+        self._worker_seconds, self._device = 0.0, ""
         self._start = self._notice = self._workforce.now()
         self._ticked = -TICK_S
         self._hires_from = 0.0
@@ -93,6 +94,7 @@ class Pool:
             while self._leases.unfinished and not signals:
                 now = self._workforce.now()
                 if now >= self._ticked + TICK_S:
+                    self._worker_seconds += self._started * (now - max(self._ticked, self._start))
                     self._ticked = now
                     self._tick(now)
                     report(self.snapshot())
@@ -117,6 +119,12 @@ class Pool:
             quarantined=self._counts["quarantined"],
             instances=self._counts["instances"],
             seconds=self._workforce.now() - self._start,
+            done_here=self._counts["shards"],
+            worker_seconds=self._worker_seconds,
+            strikes=self._counts["strikes"],
+            given_back=self._counts["given back"],
+            copies=self._counts["copies"],
+            device=self._device,
         )
 
     def outcome(self, interrupted: str | None) -> Outcome:
@@ -185,6 +193,7 @@ class Pool:
         copies = self._leases.copy_the_slow(self._idle(), now)
         for worker, lease in copies:
             self._label(worker, lease)
+        self._counts["copies"] += len(copies)
         if copies:
             log.info("shards that take long and are labelled by another worker, too: %d", len(copies))
 
@@ -231,6 +240,7 @@ class Pool:
         self._outage.over()
         if self._leases.done(worker, shard, self._workforce.now()):
             self._done += 1
+            self._counts["shards"] += 1
             for name in ("images", "labelled", "empty", "quarantined", "instances"):
                 self._counts[name] += getattr(commit, name)
 
@@ -238,16 +248,17 @@ class Pool:
         """The first worker's labeler founds the run, or is checked against it; the others must be the same."""
         if self._config.labeler.batch_size == "auto" and not self._started:
             log.info("labeler.batch_size: auto is %s on the first worker", labeler.batch_size)
+        self._device = self._device or labeler.device
         if not self._started:
             relabel.check(self._config, labeler, self._store)
-        if not self._founded:
+        if not self.founded:
             self.manifest = founding.found(self._config, self.manifest, labeler, self._store)
-            self._founded = True
+            self.founded = True
         founding.check_labeler(self._config, self.manifest, labeler)
 
     def _start_failed(self, worker: int, error: ray_errors.RayError, judged: Verdict) -> None:
         self._dismiss(worker)
-        if judged.blame == "storage" and self._founded:
+        if judged.blame == "storage" and self.founded:
             self._wait_for_storage(judged.reason)
         elif isinstance(error, ray_errors.RayTaskError):
             if isinstance(error.cause, UserError):
@@ -276,10 +287,12 @@ class Pool:
             self._in_a_row.goes_on(judged.recurring, judged.reason)
 
     def _give_back(self, worker: int, lease: Lease, reason: str) -> None:
+        self._counts["given back"] += 1
         if self._leases.give_back(worker, lease.shard, self._workforce.now()) == "again":
             log.warning("%s; %s is labelled again", reason, redact(lease.shard.uri))
 
     def _strike(self, worker: int, lease: Lease, reason: str, *, final: bool = False) -> None:
+        self._counts["strikes"] += 1
         fate = self._leases.strike(worker, lease.shard, self._workforce.now(), final=final)
         if fate == "aside":
             self._set_aside.add(lease, reason)

@@ -108,6 +108,50 @@ def reliability(lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequ
         return _png(figure)
 
 
+def over_time(
+    minutes: Sequence[float], values: Sequence[float], *, title: str, y_label: str, steps: bool = False
+) -> bytes:
+    """A figure over the minutes of a run, in hours where it took long; `steps` where it stays until it changes."""
+    scale, unit = (60.0, "hours") if minutes and minutes[-1] > 300 else (1.0, "minutes")
+    with _page(5.2, 2.6) as (figure, axes):
+        x = [minute / scale for minute in minutes]
+        axes.plot(x, values, color=COLOURS["mask"], linewidth=1.6, drawstyle="steps-post" if steps else "default")
+        axes.fill_between(x, values, color=COLOURS["mask"], alpha=0.12, step="post" if steps else None)
+        axes.set(title=title, xlabel=unit, ylabel=y_label, ylim=(0, None), xlim=(0, None))
+        axes.grid(True)
+        return _png(figure)
+
+
+def shares(names: Sequence[str], values: Sequence[float], *, title: str) -> bytes:
+    """Parts of a whole as horizontal bars, each with its share in percent."""
+    total = sum(values) or 1.0
+    with _page(5.2, 0.8 + 0.28 * len(names)) as (figure, axes):
+        places = axes.barh(range(len(names)), [100 * value / total for value in values], color=COLOURS["mask"])
+        axes.bar_label(places, [f"{100 * value / total:.1f}" for value in values], padding=4, fontsize=8)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set(title=title, xlabel="percent", ylim=(len(names) - 0.4, -0.6))
+        axes.margins(x=0.12)
+        axes.tick_params(axis="y", length=0)
+        return _png(figure)
+
+
+def histograms(columns: Mapping[str, tuple[float, float, Sequence[int]]], *, title: str) -> bytes:
+    """Small histograms side by side: by name, the range of the bins and how many values are in each."""
+    across = min(3, len(columns))
+    down = -(-len(columns) // across)
+    with _page(1.75 * across, 0.4 + 1.45 * down) as (figure, axes):
+        axes.remove()
+        figure.suptitle(title, fontsize=10, fontweight="bold", x=0.02, ha="left", color=INK)
+        for place, (name, (low, high, counts)) in enumerate(columns.items(), start=1):
+            small = figure.add_subplot(down, across, place)
+            edges = [low + (high - low) * number / len(counts) for number in range(len(counts) + 1)]
+            small.stairs(counts, edges, fill=True, color=COLOURS["mask"])
+            small.set_title(_short(name, 22), fontsize=8, fontweight="normal")
+            small.set(xlim=(low, high), yticks=[])
+            small.tick_params(labelsize=7)
+        return _png(figure)
+
+
 @contextmanager
 def _page(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of a size in inches, without the global state of pyplot."""

@@ -63,6 +63,7 @@ EXEMPT = {
     "jobs/fitting.py",
     "pipeline/checkpoints.py",
     "pipeline/corrections.py",
+    "pipeline/driver/recording.py",
     "pipeline/founding.py",
     "pipeline/worker.py",
 }
