@@ -51,7 +51,7 @@ def line(row: Row, *, steps: int) -> str:
     if "memory_mb" in row:
         parts.append(f"{row['memory_mb']:.0f} MB")
     if "seconds" in row and steps > row["step"]:
-        parts.append(f"{_duration((steps - row['step']) * row['seconds'])} left")
+        parts.append(f"{duration((steps - row['step']) * row['seconds'])} left")
     return "  ".join(parts)
 
 
@@ -132,10 +132,10 @@ def _tag(name: str) -> str:
     return f"loss/{name}" if name.startswith("loss") else f"train/{name}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time for people.
 
-    >>> _duration(50), _duration(3000), _duration(9000), _duration(200_000)
+    >>> duration(50), duration(3000), duration(9000), duration(200_000)
     ('50 s', '50 min', '2 h 30 min', '2 d 7 h')
     """
     minutes = round(seconds / 60)

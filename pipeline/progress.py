@@ -7,17 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from pipeline.curves import duration
 from pipeline.driver import Outcome, Snapshot
 from pipeline.records import Failure
 from pipeline.store import redact
 
 log = logging.getLogger("pipeline.run")
 
-LOG_EVERY_S = 30.0
+LOG_EVERY_S = 60.0
 
 
 def line(now: Snapshot) -> str:
@@ -32,8 +34,16 @@ def line(now: Snapshot) -> str:
         f"{now.instances} masks",
         f"{now.images / now.seconds:.1f} images/s" if now.seconds else "",
         _workers(now),
+        _left(now),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _left(now: Snapshot) -> str:
+    """The time that the shards to do will take, as fast as those that this driver has seen done."""
+    if not now.done_here or now.done + now.failed >= now.shards:
+        return ""
+    return f"{duration((now.shards - now.done - now.failed) * now.seconds / now.done_here)} left"
 
 
 def _workers(now: Snapshot) -> str:
@@ -42,7 +52,7 @@ def _workers(now: Snapshot) -> str:
 
 @contextmanager
 def reporter() -> Iterator[Callable[[Snapshot], None]]:
-    """A function to report to: a bar on a terminal, a line every half minute in a log."""
+    """A function to report to: a bar on a terminal, a line a minute in a log, with the figures as fields of JSON lines."""
     if sys.stderr.isatty():
         bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
         with bar, _logging_above_the_bar():
@@ -55,7 +65,7 @@ def reporter() -> Iterator[Callable[[Snapshot], None]]:
         nonlocal last
         if time.monotonic() - last >= LOG_EVERY_S:
             last = time.monotonic()
-            log.info(line(now))
+            log.info(line(now), extra={"progress": asdict(now)})
 
     yield to_log
 
