@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -112,7 +112,8 @@ def read_commits(
 class Labels:
     """The labels of a run as they count: what is committed, corrected by people, through a view.
 
-    done: by the fingerprint of the labeler, how many shards `commits` has given so far.
+    done: by the fingerprint of the labeler, how many shards `commits` has given so far. chosen: keys of images by shard,
+    where only these are to be read; None: all.
     """
 
     store: Store
@@ -122,12 +123,18 @@ class Labels:
     view: View
     categories: tuple[Category, ...]
     done: Counter[str] = field(default_factory=Counter)
+    chosen: Mapping[str, Collection[str]] | None = None
+
+    def only(self, chosen: Mapping[str, Collection[str]]) -> Labels:
+        """The same run, of which only some images are read: keys by shard id."""
+        return replace(self, done=Counter(), chosen=chosen)
 
     def commits(self) -> Iterator[Commit]:
         """The commits, in the order of the manifest; see `read_commits`."""
         for commit in read_commits(self.store, self.uri, self.manifest):
-            self.done[commit.fingerprint] += 1
-            yield commit
+            if self.chosen is None or commit.shard_id in self.chosen:
+                self.done[commit.fingerprint] += 1
+                yield commit
 
     def shard(self, commit: Commit) -> Shard:
         """The shard of a commit."""
@@ -144,8 +151,10 @@ class Labels:
             StoreError: also of the corrections.
         """
         corrected = self.corrections.rows(self.store, commit.shard_id)
+        keys = None if self.chosen is None else self.chosen[commit.shard_id]
         for row in rows(self.store, self.uri, commit):
-            yield self.view.row(corrected.get(row.key, row), self.manifest.categories)
+            if keys is None or row.key in keys:
+                yield self.view.row(corrected.get(row.key, row), self.manifest.categories)
 
     def all_rows(self) -> Iterator[ImageLabels]:
         """The rows of all committed shards, in the order of the manifest."""

@@ -82,3 +82,13 @@ def test_an_image_that_loses_its_masks_is_empty(run: str, store: Store) -> None:
     """A filter by status would show it as labelled, with nothing to see."""
     rows = list(runs.opened(store, run, View(min_score=1.0)).all_rows())
     assert {row.status for row in rows if not len(row.instances)} == {"empty", "quarantined"}
+
+
+def test_only_some_images(run: str, store: Store) -> None:
+    """A queue of a hundred images must not read a million."""
+    labels = runs.opened(store, run)
+    commits = list(labels.commits())
+    wanted = {commits[1].shard_id: {"1-0.png", "1-3.png"}}
+    some = labels.only(wanted)
+    assert [row.key for row in some.all_rows()] == ["1-0.png", "1-3.png"]
+    assert some.done.total() == 1
