@@ -18,6 +18,7 @@ from pipeline.config import LabelConfig
 from pipeline.driver.actors import Actors
 from pipeline.driver.clusters import RAY_JOB, caught_signals, cluster, cluster_resources
 from pipeline.driver.folding import Folding
+from pipeline.driver.metrics import Metrics
 from pipeline.driver.outcomes import Outcome, Snapshot
 from pipeline.driver.pool import Pool
 from pipeline.driver.recording import Recording
@@ -64,10 +65,11 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
         done += len(taken)
         workforce = Actors(config)
         pool = Pool(config, manifest, workforce, founded=founded, todo=todo, done=done, store=store)
-        recording = Recording(store, uri, gpus=workforce.gpus)
+        recording, metrics = Recording(store, uri, gpus=workforce.gpus), Metrics(manifest.run_id)
 
         def step(now: Snapshot) -> None:
             folding.consider(pool.manifest, now.done)
+            metrics.consider(now)
             if pool.founded:
                 recording.consider(now)
             report(now)
@@ -79,6 +81,7 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
                 recording.close(pool.snapshot(), f"stopped: {error}")
             raise
         outcome = pool.outcome(signals[0] if signals else None)
+        metrics.consider(outcome.snapshot, last=True)
         if pool.founded:
             recording.close(outcome.snapshot, f"interrupted by {signals[0]}" if signals else "all shards tried")
         if not signals:

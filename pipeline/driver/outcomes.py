@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipeline import ledger, trails
 from pipeline.errors import StoreError
@@ -19,7 +20,7 @@ class Snapshot:
     """Where a run stands. Shards count for the whole run, the rest for what this driver has seen, in `seconds`.
 
     done_here: shards of `done` that this driver has seen done. worker_seconds: those of all workers that had started.
-    strikes, given_back, copies, device: see `history.History`.
+    strikes, given_back, copies, device: see `history.History`. stages: seconds by step, see `stages`.
     """
 
     shards: int
@@ -38,6 +39,7 @@ class Snapshot:
     given_back: int = 0
     copies: int = 0
     device: str = ""
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

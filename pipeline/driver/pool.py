@@ -7,7 +7,7 @@ done once a tick, so that an answer costs the same, however many there are.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -79,6 +79,7 @@ class Pool:
         self._in_a_row = Series()
         self._counts: Counter[str] = Counter()
         self._worker_seconds, self._device = 0.0, ""
+        self._stages: defaultdict[str, float] = defaultdict(float)
         self._start = self._notice = self._workforce.now()
         self._ticked = -TICK_S
         self._hires_from = 0.0
@@ -125,6 +126,7 @@ class Pool:
             given_back=self._counts["given back"],
             copies=self._counts["copies"],
             device=self._device,
+            stages=dict(self._stages),
         )
 
     def outcome(self, interrupted: str | None) -> Outcome:
@@ -241,6 +243,8 @@ class Pool:
         if self._leases.done(worker, shard, self._workforce.now()):
             self._done += 1
             self._counts["shards"] += 1
+            for step, seconds in commit.stages.items():
+                self._stages[step] += seconds
             for name in ("images", "labelled", "empty", "quarantined", "instances"):
                 self._counts[name] += getattr(commit, name)
 
