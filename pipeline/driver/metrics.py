@@ -64,8 +64,8 @@ class Metrics:
             "patchlabel_shards_copied": {"": now.copies},
         }
         for name, totals in counted.items():
-            for value, total in totals.items():
-                self._count(name, value, total)
+            for tag, total in totals.items():
+                self._count(name, tag, total)
 
     def _count(self, name: str, value: str, total: float) -> None:
         """Bring a counter, where it has the tag `value`, up to a total."""

@@ -56,18 +56,10 @@ def test_ray_exports_the_figures_and_the_dashboard_knows_them() -> None:
     try:
         metrics = Metrics("0123456789ab")
         first = Snapshot(shards=9, done=2, workers=3, images=8, labelled=5, empty=2, quarantined=1, instances=40)
-        more = {
-            "failed": 1,
-            "worker_seconds": 7.5,
-            "strikes": 1,
-            "given_back": 1,
-            "copies": 1,
-            "stages": {"model": 6.0},
-        }
+        seen = {"shards": 9, "done": 4, "workers": 2, "images": 17, "labelled": 12, "empty": 4, "quarantined": 1}
+        more = {"instances": 90, "failed": 1, "worker_seconds": 7.5, "strikes": 1, "given_back": 1, "copies": 1}
         metrics.consider(first)
-        metrics.consider(
-            Snapshot(shards=9, done=4, workers=2, images=17, labelled=12, empty=4, quarantined=1, instances=90, **more)
-        )
+        metrics.consider(Snapshot(**seen, **more, stages={"model": 6.0}), last=True)
         text = exported(port, names())
     finally:
         ray.shutdown()
