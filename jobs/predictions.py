@@ -19,6 +19,7 @@ from pipeline.coco_file import annotations_of
 from pipeline.config import EvaluateConfig, InputConfig, LabelConfig, OutputConfig
 from pipeline.datasets import Dataset, checking, documents
 from pipeline.errors import NotFoundError, RunError, StoreError, UserError
+from pipeline.keys import Keys
 from pipeline.patchdct_labeler import read_weights
 from pipeline.sources.common import has_image_name
 from pipeline.store import Store, absolute, join, name, redact
@@ -126,7 +127,7 @@ def from_run(uri: str, truth: Mapping[str, Any], store: Store) -> Predictions:
         UserError, DataError: they do not fit the truth; or, with the last of the blocks, there are none, or their keys
             do not fit.
     """
-    return _of_run(uri, truth, store, evaluate.Keys(truth), f"predictions: {redact(uri)}")
+    return _of_run(uri, truth, store, Keys(truth), f"predictions: {redact(uri)}")
 
 
 def from_checkpoint(config: EvaluateConfig, truth: Dataset, store: Store) -> Predictions:
@@ -225,7 +226,7 @@ def fit(found: Iterable[tuple[int, str]], truth: Mapping[str, Any], where: str) 
     return notes
 
 
-def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: evaluate.Keys | None, where: str) -> Predictions:
+def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: Keys | None, where: str) -> Predictions:
     """The masks of a run; its image ids are the truth's where there are no `keys` to match."""
     manifest = ledger.read_manifest(store, uri)
     notes = fit(((one.id, one.name) for one in manifest.categories), truth, where)
@@ -245,7 +246,7 @@ def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: evaluate.Key
     )
 
 
-def _blocks(uri: str, store: Store, keys: evaluate.Keys | None) -> Iterator[Block]:
+def _blocks(uri: str, store: Store, keys: Keys | None) -> Iterator[Block]:
     """The rows of a run. From a key on that matches no image they are read for its like alone, to name them."""
     empty = fit = True
     for rows in runs.batches(runs.read_rows(store, uri), _AT_ONCE):

@@ -3,7 +3,6 @@
 from patchdct.evaluate.boundary import boundary, boundary_width
 from patchdct.evaluate.coco import METRICS, Evaluation, evaluate
 from patchdct.evaluate.images import ImageQuality, image_quality, judge, worst
-from patchdct.evaluate.keys import Keys, match_keys
 from patchdct.evaluate.rows import BLOCK, Rows, Truth, blocks
 
 __all__ = [
@@ -11,7 +10,6 @@ __all__ = [
     "METRICS",
     "Evaluation",
     "ImageQuality",
-    "Keys",
     "Rows",
     "Truth",
     "blocks",
@@ -20,6 +18,5 @@ __all__ = [
     "evaluate",
     "image_quality",
     "judge",
-    "match_keys",
     "worst",
 ]

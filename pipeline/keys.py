@@ -1,4 +1,4 @@
-"""Which image of the truth an image key of a labeling run means."""
+"""Which image of a truth an image key of a labeling run means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from posixpath import basename, splitext
 from typing import Any
 
-from patchdct.errors import DataError
+from pipeline.errors import UserError
 
 _NAMED = 3  # keys in a sentence
 
@@ -15,7 +15,7 @@ def match_keys(truth: Mapping[str, Any], keys: Iterable[str]) -> dict[str, int]:
     """The truth's image id for each image key of a labeling run; see `Keys`.
 
     Raises:
-        DataError: Some keys match no image, more than one, or the same image as another key.
+        UserError: Some keys match no image, more than one, or the same image as another key.
     """
     matcher = Keys(truth)
     matched = matcher.match(keys)
@@ -42,7 +42,7 @@ class Keys:
         """The image ids of further keys, without those that match no single image.
 
         Raises:
-            DataError: Two keys match one image.
+            UserError: Two keys match one image.
         """
         matched: dict[str, int] = {}
         for key in keys:
@@ -51,7 +51,7 @@ class Keys:
                 self._strangers += 1
                 self._first += [key] * (len(self._first) < _NAMED)
             elif image_id in self._owners:
-                raise DataError(
+                raise UserError(
                     f"The keys {self._owners[image_id]!r} and {key!r} both match image {image_id} of the truth."
                 )
             else:
@@ -63,11 +63,11 @@ class Keys:
         """Refuse keys, of all that came, that match no image or more than one.
 
         Raises:
-            DataError: There are such.
+            UserError: There are such.
         """
         if self._strangers:
             names = ", ".join(repr(str(image["file_name"])) for image in self._images[:2]) or "none"
-            raise DataError(
+            raise UserError(
                 f"{self._strangers} of {self._strangers + len(self._owners)} image keys match no single image of the "
                 f"truth (first {', '.join(map(repr, self._first))}); its file names are like {names}."
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from patchdct.evaluate import Keys, match_keys
+from pipeline.keys import Keys, match_keys
 
 
 def truth_of(*file_names: str) -> dict[str, Any]:
