@@ -12,13 +12,14 @@ UV := VIRTUAL_ENV=$(VENV) $(BIN)/uv
 INSTALLED := $(VENV)/.installed
 SEAWEEDFS := $(VENV)/.seaweedfs
 AUDIT := build/audit
+TOOLS := build/tools
 
 # What tests start must neither fight over the cores nor write an access token into the user's home.
-unit slow test-s3 bench-paste bench-driver train-deaths memory: export OMP_NUM_THREADS = 1
-unit slow test-s3 train-deaths: export RAY_AUTH_MODE = disabled
+unit slow test-s3 test-tools bench-paste bench-driver train-deaths memory: export OMP_NUM_THREADS = 1
+unit slow test-s3 test-tools train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow test-s3 demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export bench-evaluate benchmark bench-overlap memory audit format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 test-tools demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export bench-evaluate benchmark bench-overlap memory audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -48,6 +49,9 @@ slow: $(INSTALLED)  ## pytest, the tests marked slow
 
 test-s3: $(SEAWEEDFS)  ## pytest, the tests that use S3, slow ones too, against SeaweedFS, which is installed if needed
 	$(BIN)/pytest -m "not gpu" --s3 seaweedfs
+
+test-tools: $(INSTALLED) $(TOOLS)/.installed  ## open each export with the tool that it is for; installs 6 GB of tools
+	$(BIN)/pytest -m slow tests/tools
 
 demo-s3: $(SEAWEEDFS)  ## the demo from and to s3://, on a SeaweedFS that is started for it and stopped after it
 	rm -rf build/seaweedfs
@@ -106,6 +110,7 @@ lock: $(BIN)/uv  ## write the lock files anew from pyproject.toml; UPGRADE=--upg
 	$(COMPILE) --python-version 3.11 pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --python-version 3.11 --group bootstrap -c requirements.lock -o requirements-bootstrap.lock
 	$(COMPILE) --python-version 3.11 --group audit -o requirements-audit.lock
+	$(COMPILE) --python-version 3.11 tests/tools/requirements.in --overrides tests/tools/overrides.txt -o requirements-tools.lock
 	echo "$(SEAWEEDFS_PACKAGE)" | $(COMPILE) --python-version 3.11 --no-deps - -o requirements-seaweedfs.lock
 	echo "$(DETECTRON2)" | $(COMPILE) --python-version 3.10 --no-deps - -o requirements-detectron2.lock
 
@@ -133,6 +138,12 @@ $(INSTALLED): $(BIN)/uv requirements-dev.lock requirements-detectron2.lock pypro
 $(AUDIT)/.installed: $(BIN)/uv requirements-audit.lock
 	$(BIN)/uv venv --quiet --clear $(AUDIT)
 	VIRTUAL_ENV=$(AUDIT) $(BIN)/uv pip install --quiet --require-hashes -r requirements-audit.lock
+	@touch $@
+
+# The tools that exports are for, which few tests need, and which need not agree with the packages of .venv.
+$(TOOLS)/.installed: $(BIN)/uv requirements-tools.lock
+	$(BIN)/uv venv --quiet --clear $(TOOLS)
+	VIRTUAL_ENV=$(TOOLS) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements-tools.lock
 	@touch $@
 
 # A server of 50 MB that only the tests of object storage need.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class CocoFile:
                 self.quarantined += 1
                 continue
             image = {"id": row.image_id, "file_name": row.key, "height": row.height, "width": row.width}
+            image |= {"corrected": row.corrected} if row.corrected else {}
             self._images.write((",\n" if self.images else "\n") + json.dumps(image))
             self.images += 1
             for annotation in annotations_of(row):
@@ -68,7 +70,7 @@ def _append(part: TextIO, file: TextIO) -> None:
 
 
 def annotations_of(row: ImageLabels) -> Iterator[dict[str, Any]]:
-    """An image's instances as COCO annotations without ids, quality columns included."""
+    """An image's instances as COCO annotations without ids, with quality columns, null where a value is not known."""
     x = row.instances
     for i, counts in enumerate(x.counts):
         yield {
@@ -79,5 +81,10 @@ def annotations_of(row: ImageLabels) -> Iterator[dict[str, Any]]:
             "area": int(x.areas[i]),
             "iscrowd": 0,
             "score": round(float(x.scores[i]), 6),
-            **{name: round(float(values[i]), 6) for name, values in x.quality.items()},
+            **{name: _known(float(values[i])) for name, values in x.quality.items()},
         }
+
+
+def _known(value: float) -> float | None:
+    """A value with six decimals; None for NaN, which JSON does not have."""
+    return round(value, 6) if math.isfinite(value) else None

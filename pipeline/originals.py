@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import InputConfig, LimitsConfig
-from pipeline.errors import UserError
+from pipeline.errors import ShardError, UserError
 from pipeline.records import Commit, ImageLabels, ImageRecord, Manifest
 from pipeline.runs import Labels
 from pipeline.sources import SOURCES, ReadOptions
@@ -52,10 +52,10 @@ def rows_with_images(labels: Labels, commit: Commit) -> Iterator[tuple[ImageLabe
     """
     records = read(labels, commit)
     for row in labels.rows(commit):
-        for record in records:
-            if record.key == row.key:
-                yield row, record
-                break
+        record = next((record for record in records if record.key == row.key), None)
+        if record is None:
+            raise ShardError(f"{redact(labels.shard(commit).uri)} does not name the image {row.key} any more.")
+        yield row, record
 
 
 def read_options(manifest: Manifest, run_uri: str) -> ReadOptions:

@@ -52,7 +52,7 @@ def _workers(now: Snapshot) -> str:
 
 @contextmanager
 def reporter() -> Iterator[Callable[[Snapshot], None]]:
-    """A function to report to: a bar on a terminal, a line a minute in a log, with the figures as fields of JSON lines."""
+    """A function to report to: a bar on a terminal, a line a minute in a log, in JSON with its figures as fields."""
     if sys.stderr.isatty():
         bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
         with bar, _logging_above_the_bar():

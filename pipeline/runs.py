@@ -112,8 +112,8 @@ def read_commits(
 class Labels:
     """The labels of a run as they count: what is committed, corrected by people, through a view.
 
-    done: by the fingerprint of the labeler, how many shards `commits` has given so far. chosen: keys of images by shard,
-    where only these are to be read; None: all.
+    done: by the fingerprint of the labeler, how many shards `commits` has given so far. chosen: keys of images by
+    shard, where only these are to be read; None: all.
     """
 
     store: Store

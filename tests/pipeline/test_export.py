@@ -1,19 +1,22 @@
-"""Exports: one COCO file over a run, as pycocotools reads it."""
+"""Exports: one COCO file over a run, as pycocotools reads it; the other formats have tests of their own."""
 
 import contextlib
 import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from pipeline import runs
+from pipeline import corrections, runs
 from pipeline.coco_file import coco_file
 from pipeline.errors import StoreError, UserError
-from pipeline.export import export
+from pipeline.exports import export
+from pipeline.records import NO_INSTANCES
 from pipeline.store import join
-from tests.small_runs import IMAGES, commit_of, make_run, overwrite
+from pipeline.view import View
+from tests.small_runs import IMAGES, commit_of, make_run, overwrite, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_min_score_leaves_out_masks_and_keeps_images(store, run, tmp_path):
     """An image whose masks all score low is a true negative, which training needs."""
     scores = sorted(float(score) for row in runs.read_rows(store, run) for score in row.instances.scores)
     least = scores[len(scores) // 2]
-    export(store, run, format="coco", out=str(tmp_path / "out.json"), min_score=least)
+    export(store, run, format="coco", out=str(tmp_path / "out.json"), view=View(min_score=least))
     document = json.loads((tmp_path / "out.json").read_text())
     assert len(document["images"]) == 2 * (IMAGES - 1)
     assert len(document["annotations"]) == sum(score >= least for score in scores)
@@ -120,15 +123,21 @@ def test_a_failed_export_leaves_what_was_there(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("format", "out", "words"),
-    [("coco", "out/", "a folder; name the file"), ("xml", "out.xml", "--format is 'xml'; accepted are coco")],
+    ("options", "words"),
+    [
+        ({"format": "coco", "out": "{}/"}, "a folder; name the file"),
+        ({"format": "xml", "out": "{}/out.xml"}, "--format is 'xml'; accepted are coco"),
+        ({"format": "coco", "out": "{}/out.json", "images": True}, "--images is not for --format coco; it is for yolo"),
+        ({"format": "yolo", "out": "{}/out", "polygons": True}, "--polygons is not for --format yolo; it is for cvat"),
+        ({"format": "hf", "out": "{}"}, "where something is already; name a new folder"),
+    ],
 )
-def test_what_cannot_be_exported_is_refused(store, run, tmp_path, format, out, words):
-    """A wrong option must be answered before the run is read."""
+def test_what_cannot_be_exported_is_refused(store, run, tmp_path, options, words):
+    """A wrong option must be answered before the run is read, and a new export not be mixed with an old one."""
+    (tmp_path / "old.txt").write_text("old")
     with pytest.raises(UserError, match=words):
-        export(
-            store, run, format=format, out=join(str(tmp_path), out) if not out.endswith("/") else str(tmp_path) + "/"
-        )
+        export(store, run, **{**options, "out": options["out"].format(tmp_path)})
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
 
 
 def test_commits_are_read_once(store, run, tmp_path):
@@ -152,3 +161,41 @@ def test_the_info_may_come_last(tmp_path):
         info["run_id"] = "known by now"
     assert json.loads((tmp_path / "out.json").read_text())["info"] == {"run_id": "known by now"}
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_value_that_is_not_known_is_null(store, tmp_path):
+    """NaN is no JSON: one unknown quality would end the export, or make a file that no other tool reads."""
+    uri = str(tmp_path / "run")
+    manifest = make_run(store, uri, tmp_path / "inputs", formats=["parquet"])
+    seen = []
+
+    def forget(row):
+        if not len(row.instances):
+            return row
+        seen.append(row.key)
+        contrast = row.instances.quality["contrast"]
+        values = np.where(np.arange(len(contrast)) == 0, np.nan, contrast).astype(np.float32)
+        return replace(row, instances=replace(row.instances, quality={"contrast": values}))
+
+    rewrite(store, uri, manifest, forget, formats=["parquet"])
+    export(store, uri, format="coco", out=str(tmp_path / "out.json"))
+    coco = loaded(tmp_path / "out.json")
+    unknown = [one for one in coco.anns.values() if one["contrast"] is None]
+    assert len(unknown) == len(seen) > 0
+    assert all(one["contrast"] > 0 for one in coco.anns.values() if one not in unknown)
+
+
+def test_corrected_images_say_so(store, tmp_path):
+    """Labels that people answer for must not look like those of a model, once they are in another file."""
+    uri = str(tmp_path / "run")
+    manifest = make_run(store, uri, tmp_path / "inputs", shards=1)
+    shard = manifest.shards[0]
+    first, second = list(runs.read_rows(store, uri))[:2]
+    emptied = replace(first, instances=NO_INSTANCES, status="empty")
+    corrections.write(store, uri, manifest, {shard.id: [emptied]}, by="me", source="s", source_sha256="0", counts={})
+    export(store, uri, format="coco", out=str(tmp_path / "out.json"))
+    coco = loaded(tmp_path / "out.json")
+    assert coco.imgs[first.image_id]["corrected"] == 1
+    assert coco.getAnnIds(imgIds=[first.image_id]) == []
+    assert "corrected" not in coco.imgs[second.image_id]
+    assert coco.dataset["info"]["corrections"] == 1

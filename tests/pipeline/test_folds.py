@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import ledger, runs
 from pipeline.errors import StoreError
-from pipeline.export import export
+from pipeline.exports import export
 from pipeline.ledger import documents
 from pipeline.records import Commit
 from pipeline.store import Store, join

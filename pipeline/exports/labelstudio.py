@@ -1,0 +1,162 @@
+"""Label Studio: tasks with predictions, as it imports them, and the labeling configuration that they are for."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from pipeline import polygons
+from pipeline.exports import bitmaps
+from pipeline.exports.common import Item, Request, Tally, Written, attributes, folder, for_xml
+from pipeline.exports.parts import TextParts
+from pipeline.records import Category
+from pipeline.store import join, scheme
+
+_TASKS = 1000  # a file, and its bytes: Label Studio takes uploads of up to 200 MB, and many predictions slowly
+_BYTES = 64 << 20
+_ALPHA = 255
+#: How many bits say how long a run is, from which a run chooses; the longest is 65,536 values.
+_SIZES = (3, 4, 8, 16)
+
+
+def write(request: Request, /) -> Written:
+    """`tasks-*.json`, with images `images/*`, and `label_config.xml`, the labeling configuration of a new project.
+
+    Masks are brush strokes, which keep holes and pieces. As polygons, each piece is a region, whose holes are joined to
+    its outline by bridges; the id of a region is `<image id>-<instance>-<piece>`. A region has its score, and its
+    quality columns as a note. `data` has `image`, `key`, `image_id`, `shard_id` and `corrected`. The image is the
+    image's own URI, or the key of one that lies in an archive. With `images` it is in storage beside the tasks, for
+    local files below `LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`, which is to be the exported folder. Quarantined images
+    are not in it.
+    """
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
+        with TextParts(
+            files, Path(scratch), "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
+        ) as parts:
+            for item in tally.sized(request):
+                parts.write(json.dumps(_task(item, request), allow_nan=False))
+                if item.image is not None:
+                    files.put(f"images/{item.name}", item.image.data)
+        files.put_last("label_config.xml", label_config(request.labels.categories, request.polygons).encode())
+        return tally.written(request, files.bytes)
+
+
+def label_config(categories: tuple[Category, ...], as_polygons: bool) -> str:
+    """The labeling configuration."""
+    kind = "PolygonLabels" if as_polygons else "BrushLabels"
+    labels = "".join(f"    <Label value={quoteattr(for_xml(category.name))}/>\n" for category in categories)
+    return (
+        '<View>\n  <Image name="image" value="$image" zoom="true" zoomControl="true"/>\n'
+        f'  <{kind} name="label" toName="image">\n{labels}  </{kind}>\n</View>\n'
+    )
+
+
+def brush(runs: npt.NDArray[np.int64]) -> list[int]:
+    """A mask in Label Studio's run-length coding of RGBA pixels, as the bytes of a list.
+
+    All four channels of a pixel are 255 or 0. The bits are: 32 with the number of values; 5 with the bits of a value,
+    less one; 4 times 4 with the sizes of lengths, less one; then for each run a 1, 2 bits that choose a size, the
+    length less one, and the value.
+
+    Args:
+        runs: lengths of runs of pixels along the rows of the image, background first.
+    """
+    coded: list[int] = _packed(runs * 4, np.array(_SIZES)).tolist()
+    return coded
+
+
+@njit(nogil=True, cache=True)
+def _packed(runs: Any, sizes: Any) -> Any:
+    longest = 1 << sizes[-1]
+    records = 0
+    for length in runs:
+        records += (length + longest - 1) // longest
+    bits = np.zeros(53 + records * (11 + sizes[-1]) + 7, np.uint8)
+    used = 0
+    header = [(runs.sum(), 32), (7, 5)]
+    for size in sizes:
+        header.append((size - 1, 4))
+    for value, number in header:
+        for bit in range(number):
+            bits[used + bit] = value >> (number - 1 - bit) & 1
+        used += number
+    for run, length in enumerate(runs):
+        while length > 0:
+            part = min(length, longest)
+            choice = 0
+            while part > 1 << sizes[choice]:
+                choice += 1
+            size = sizes[choice]
+            bits[used] = 1
+            bits[used + 1], bits[used + 2] = choice >> 1, choice & 1
+            for bit in range(size):
+                bits[used + 3 + bit] = (part - 1) >> (size - 1 - bit) & 1
+            if run % 2:
+                bits[used + 3 + size : used + 11 + size] = 1
+            used += 11 + size
+            length -= part
+    packed = np.zeros((used + 7) // 8, np.uint8)
+    for bit in range(used):
+        packed[bit // 8] |= bits[bit] << (7 - bit % 8)
+    return packed
+
+
+def _task(item: Item, request: Request) -> dict[str, Any]:
+    row, manifest = item.row, request.labels.manifest
+    results = list(_regions(item, request))
+    prediction: dict[str, Any] = {"model_version": f"{manifest.run_id}/{manifest.fingerprint}", "result": results}
+    if len(row.instances):
+        prediction["score"] = round(float(row.instances.scores.mean()), 6)
+    data = {
+        "image": _image(item, request),
+        "key": row.key,
+        "image_id": row.image_id,
+        "shard_id": item.shard_id,
+        "corrected": row.corrected,
+    }
+    return {"data": data, "predictions": [prediction]}
+
+
+def _image(item: Item, request: Request) -> str:
+    """Where Label Studio finds the image."""
+    if item.image is None:
+        return item.row.key if item.packed else item.row.uri
+    if scheme(request.out) in ("", "file"):
+        return f"/data/local-files/?d={quote(f'images/{item.name}')}"
+    return join(request.out, "images", item.name)
+
+
+def _regions(item: Item, request: Request) -> Iterator[dict[str, Any]]:
+    row, names = item.row, {category.id: category.name for category in request.labels.categories}
+    for index, counts in enumerate(row.instances.counts):
+        label = [for_xml(names[int(row.instances.category_ids[index])])]
+        values = attributes(row, index, request.quality)
+        notes = [f"{name} {value}" for name, value in values.items() if value is not None and name != "score"]
+        region = {
+            "from_name": "label",
+            "to_name": "image",
+            "original_width": row.width,
+            "original_height": row.height,
+            "image_rotation": 0,
+            "score": values["score"],
+            **({"meta": {"text": notes}} if notes else {}),
+        }
+        if request.polygons:
+            for piece, ring in enumerate(polygons.outlines(counts, row.height, row.width)):
+                points = (ring * (100 / np.array([row.width, row.height]))).tolist()
+                value = {"points": points, "closed": True, "polygonlabels": label}
+                yield {"id": f"{row.image_id}-{index}-{piece}", "type": "polygonlabels", **region, "value": value}
+        else:
+            runs = bitmaps.row_runs(bitmaps.crop(counts, row.height, row.width), row.height, row.width)
+            value = {"format": "rle", "rle": brush(runs), "brushlabels": label}
+            yield {"id": f"{row.image_id}-{index}", "type": "brushlabels", **region, "value": value}
