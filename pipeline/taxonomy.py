@@ -56,17 +56,17 @@ class Taxonomy:
         return replace(kept, category_ids=np.array([number for number in mapped if number is not None], np.int32))
 
 
-def read(uri: str, store: Store) -> Taxonomy:
+def read(uri: str, store: Store, *, key: str = "--taxonomy") -> Taxonomy:
     """Read a mapping of class names.
 
     Raises:
-        UserError: it is not there, or no such mapping.
+        UserError: it is not there, or no such mapping; the sentence begins with `key`.
     """
-    where = f"--taxonomy {redact(uri)}"
+    where = f"{key} {redact(uri)}"
     try:
         found = yaml.safe_load(store.get(uri, limit=_LIMIT).decode("utf-8"))
     except NotFoundError as error:
-        raise UserError(f"--taxonomy: {error}") from error
+        raise UserError(f"{key}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} cannot be read; {_ACCEPTED}") from error
     if not isinstance(found, dict) or not found:

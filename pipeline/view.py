@@ -27,6 +27,10 @@ class Judge(Protocol):
         """Which of them are good enough, bool [N]; those that `apply` has seen."""
         ...
 
+    def check(self, categories: Sequence[Category], where: str) -> None:
+        """Refuse labels of other classes, with a UserError whose sentence begins with `where`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -44,8 +48,10 @@ class View:
         """The classes of the view, given those of the run.
 
         Raises:
-            UserError: the taxonomy speaks of a class that the run does not have.
+            UserError: the taxonomy speaks of a class that the run does not have, or the calibration is for others.
         """
+        if self.calibration is not None:
+            self.calibration.check(categories, "thresholds")
         return tuple(categories) if self.taxonomy is None else self.taxonomy.categories(categories)
 
     def row(self, row: ImageLabels, categories: Sequence[Category]) -> ImageLabels:

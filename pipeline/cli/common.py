@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline import taxonomy
+from pipeline import calibration, taxonomy
 from pipeline.store import Store
 from pipeline.view import View
 
@@ -40,11 +40,16 @@ def view_options_from(min_score: float) -> Callable[[Callable[..., int]], Callab
             type=click.FloatRange(0, 1),
             help="Leave out masks that score less.",
         )
+        @click.option(
+            "--thresholds", metavar="FILE", help="Leave out masks that `patchlabel calibrate` found not good enough."
+        )
         @click.option("--taxonomy", "classes", metavar="FILE", help="Rename, merge or drop classes: YAML, `old: new`.")
         @functools.wraps(command)
-        def with_view(*, min_score: float, classes: str | None, **others: Any) -> int:
-            mapping = None if classes is None else taxonomy.read(classes, Store())
-            return command(view=View(min_score=min_score, taxonomy=mapping), **others)
+        def with_view(*, min_score: float, thresholds: str | None, classes: str | None, **others: Any) -> int:
+            store = Store()
+            fitted = None if thresholds is None else calibration.read(thresholds, store)
+            mapping = None if classes is None else taxonomy.read(classes, store)
+            return command(view=View(min_score=min_score, calibration=fitted, taxonomy=mapping), **others)
 
         return with_view
 

@@ -20,7 +20,8 @@ class DatasetConfig:
     name: the form of the annotations. coco: a COCO json, and the folder of its images. lvis_v0.5: an LVIS v0.5 json, of
     which the categories that COCO has are kept (one that was cofied before works, too), and the folder of the images.
     cityscapes: gtFine/train and leftImg8bit/train, or another split. run: a run of `jobs.label`, whose instances of
-    `score_threshold` and more are taken for the truth.
+    `score_threshold` and more are taken for the truth, as are all that people have corrected. thresholds: of a run, a
+    file of `patchlabel calibrate`; taxonomy: of a run, a mapping of its classes.
     """
 
     __pydantic_config__ = STRICT
@@ -29,8 +30,12 @@ class DatasetConfig:
     images: Text | None = None
     run: Text | None = None
     score_threshold: Share = 0.5
+    thresholds: Text | None = None
+    taxonomy: Text | None = None
 
     def __post_init__(self) -> None:
+        if self.run is None and (self.thresholds is not None or self.taxonomy is not None):
+            raise ValueError("thresholds and taxonomy in a group with run")
         given = (self.annotations is not None, self.images is not None, self.run is not None)
         if given not in ((True, True, False), (False, False, True)):
             raise ValueError("a group with annotations and images, or with run")

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import calibration, taxonomy
 from pipeline.config import DatasetConfig, DatasetName, TruthConfig
 from pipeline.datasets import cityscapes, coco, labelled, lvis
 from pipeline.datasets.dataset import Dataset
 from pipeline.errors import UserError
 from pipeline.store import Store
+from pipeline.view import View
 
 __all__ = ["FORMS", "Dataset", "merge", "read"]
 
@@ -41,10 +43,20 @@ def read(config: DatasetConfig | TruthConfig, store: Store, *, key: str, cache: 
         StoreError: storage refused or did not answer.
     """
     if isinstance(config, DatasetConfig) and config.run is not None:
-        return labelled.read(config.run, config.score_threshold, store=store, key=key, cache=cache)
+        return labelled.read(config.run, _view(config, key, store), store=store, key=key, cache=cache)
     assert config.annotations is not None, "DatasetConfig sees to it"
     strict = isinstance(config, TruthConfig)
     return FORMS[config.name](config.annotations, config.images, store=store, key=key, strict=strict)
+
+
+def _view(config: DatasetConfig, key: str, store: Store) -> View:
+    """Which masks of a run count, and what their classes are called."""
+    thresholds, classes = config.thresholds, config.taxonomy
+    return View(
+        min_score=config.score_threshold,
+        calibration=None if thresholds is None else calibration.read(thresholds, store, key=f"{key}.thresholds"),
+        taxonomy=None if classes is None else taxonomy.read(classes, store, key=f"{key}.taxonomy"),
+    )
 
 
 def merge(datasets: Sequence[Dataset]) -> Dataset:

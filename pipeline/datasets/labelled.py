@@ -39,15 +39,15 @@ class _Part:
     packed: dict[int, str]
 
 
-def read(run: str, score_threshold: float, *, store: Store, key: str, cache: Path | None) -> Dataset:
+def read(run: str, view: View, *, store: Store, key: str, cache: Path | None) -> Dataset:
     """Read what a run has committed; see `datasets.read`.
 
-    Quarantined images are left out; empty ones, and those without a mask of the threshold, are images without objects.
+    Quarantined images are left out; empty ones, and those without a mask that counts, are images without objects.
     What people have corrected counts as they left it, whatever its score.
     """
     uri, where = absolute(run), f"{key}.run: {redact(run)}"
     try:
-        labels = runs.opened(store, uri, View(min_score=score_threshold))
+        labels = runs.opened(store, uri, view)
     except UserError as error:
         raise UserError(f"{key}.run: {error}") from error
     manifest, commits = labels.manifest, list(labels.commits())

@@ -53,6 +53,19 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return uris
 
 
+def test_a_taxonomy_and_thresholds_hold_for_training(tmp_path: Path, store: Store) -> None:
+    """A model that is trained on classes which the user merged, or on masks that were found too bad, is not theirs."""
+    make_run(store, str(tmp_path / "run"), tmp_path / "inputs", shards=1)
+    (tmp_path / "classes.yaml").write_text("dark: bright")
+    config = DatasetConfig(run=str(tmp_path / "run"), score_threshold=0.0, taxonomy=str(tmp_path / "classes.yaml"))
+    found = datasets.read(config, store, key="data.train", cache=tmp_path / "cache")
+    assert [one["name"] for one in found.coco["categories"]] == ["bright"]
+    assert {one["category_id"] for one in found.coco["annotations"]} == {1}
+    missing = replace(config, taxonomy=None, thresholds=str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"data\.train\.thresholds"):
+        datasets.read(missing, store, key="data.train", cache=tmp_path / "cache")
+
+
 @pytest.mark.parametrize("formats", [("parquet", "coco"), ("coco",)])
 def test_what_a_run_labelled(tmp_path: Path, store: Store, formats: tuple[str, ...]) -> None:
     """The masks of a good score, pixel by pixel, beside the images that they were found in; also of a run without
