@@ -21,7 +21,7 @@ from einops import rearrange
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from patchdct import dct, losses, patches, targets
+from patchdct import dct, losses, patches, quality, targets
 
 #: So many RoIs go through the convolutions at once on a CPU: what is between the layers then stays in its caches. The
 #: kernels of a CPU keep memory for each new number, for good; of these there are few.
@@ -154,7 +154,8 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
                 pred_classes (and gt_masks with pred_boxes under EVAL_GT).
 
         Returns:
-            {"loss_mask": scalar} in training. In inference the instances, each with `pred_masks` float32 [n, 1, m, m].
+            {"loss_mask": scalar} in training. In inference the instances, each with `pred_masks` float32 [n, 1, m, m],
+            and `evidence` on them, float32 [n, len(quality.COLUMNS)] (not under EVAL_GT).
         """
         if self.training:
             vectors = self.whole_mask(x)
@@ -167,24 +168,27 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
                 )
             }
         if self.eval_gt:
-            masks = [self._upper_bound(i) for i in instances]
-        else:
-            classes = cat([i.pred_classes for i in instances])
-            masks = self._masks(x, fine, classes).split([len(i) for i in instances])
-        for per_image, mask in zip(instances, masks, strict=True):
-            per_image.pred_masks = mask[:, None]
+            for per_image in instances:
+                per_image.pred_masks = self._upper_bound(per_image)[:, None]
+            return instances
+        numbers = [len(i) for i in instances]
+        found = self._masks(x, fine, cat([i.pred_classes for i in instances]))
+        for per_image, mask, evidence in zip(instances, *(part.split(numbers) for part in found), strict=True):
+            per_image.pred_masks, per_image.evidence = mask[:, None], evidence
         return instances
 
-    def _masks(self, x: Tensor, fine: Tensor | None, classes: Tensor) -> Tensor:
-        """Inference on pooled features of N RoIs and their classes -> masks float32 [N, m, m]."""
+    def _masks(self, x: Tensor, fine: Tensor | None, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Inference on pooled features of N RoIs and their classes -> masks float32 [N, m, m], and their evidence."""
         size = _PIECE if x.device.type == "cpu" else max(1, len(x))
         vectors = self.predictor(torch.cat([self._convolved(piece).flatten(1) for piece in x.split(size)]))
-        masks = []
+        found = []
         for first in range(0, max(1, len(x)), size):
             piece = slice(first, first + size)
-            blocks = self.refine(vectors[piece], None if fine is None else _for_kernels(fine[piece]), classes[piece])
-            masks.append(self._last_masks(vectors[piece], blocks))
-        return torch.cat(masks)
+            coarse = self._coarse(vectors[piece])
+            blocks = self._refine(coarse, None if fine is None else _for_kernels(fine[piece]), classes[piece])
+            found.append(self._last_masks(vectors[piece], coarse, blocks))
+        masks, evidence = zip(*found, strict=True)
+        return torch.cat(masks), torch.cat(evidence)
 
     def whole_mask(self, x: Tensor) -> Tensor:
         """The DCT-Mask stage: pooled features [N, C, R, R] -> DCT vectors [N, D]."""
@@ -200,11 +204,17 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
 
         Between blocks a patch takes its most probable class; nothing is detached.
         """
+        return self._refine(self._coarse(vectors), fine, classes)
+
+    def _coarse(self, vectors: Tensor) -> Tensor | None:
+        """The masks [N, f, f] that blocks begin with; None without blocks."""
+        return dct.decode_resized(vectors, self.mask_size, self.fine_size) if self.num_blocks else None
+
+    def _refine(self, coarse: Tensor | None, fine: Tensor | None, classes: Tensor) -> list[tuple[Tensor, Tensor]]:
         blocks: list[tuple[Tensor, Tensor]] = []
-        if not self.num_blocks:
+        if coarse is None:
             return blocks
         assert fine is not None, "blocks refine with fine features"
-        coarse = dct.decode_resized(vectors, self.mask_size, self.fine_size)
         for _ in range(self.num_blocks):
             if blocks:
                 logits, patch_vectors = blocks[-1]
@@ -224,12 +234,17 @@ class MaskRCNNPatchDCTHead(BaseMaskRCNNHead):
         bias = rearrange(layer.bias, "(c k) -> c k 1", k=components)[classes]
         return rearrange(weight @ features.flatten(2) + bias, "n k p -> (n p) k")
 
-    def _last_masks(self, vectors: Tensor, blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The masks of the last stage, float32 [N, m, m]."""
-        if not blocks:
-            return dct.decode(vectors, self.mask_size)
+    def _last_masks(
+        self, vectors: Tensor, coarse: Tensor | None, blocks: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """The masks of the last stage, float32 [N, m, m], and the evidence on them."""
+        if coarse is None:
+            masks = dct.decode(vectors, self.mask_size)
+            return masks, quality.of_masks(masks)
         logits, patch_vectors = blocks[-1]
-        return self._assemble(patches.classify(logits, self.patch_threshold), patch_vectors)
+        classes = patches.classify(logits, self.patch_threshold)
+        masks = self._assemble(classes, patch_vectors)
+        return masks, quality.of_patches(masks, logits, patch_vectors, classes, coarse, patch=self.patch_size)
 
     def _assemble(self, classes: Tensor, vectors: Tensor) -> Tensor:
         """Patch classes [P] and vectors [P, E] -> masks float32 [N, m, m]."""

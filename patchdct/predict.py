@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 
-from patchdct import resizing
+from patchdct import quality, resizing
 from patchdct.errors import ModelError
 from patchdct.paste import paste_rle
 
@@ -31,6 +31,9 @@ COMPUTATION = "fast, with float32 features, boxes compared as they are"
 MOST_REDUCED_ON_DEVICE = 32
 #: Height and width of an image for trials.
 TRIAL_SIZE = (480, 640)
+#: What `Prediction.quality` always has; `tta.MirroredPredictor` adds FLIP_AGREEMENT.
+QUALITY = (*quality.COLUMNS, "box_iou")
+FLIP_AGREEMENT = "flip_agreement"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,8 @@ class Prediction:
     """The instances of one image, best score first.
 
     classes int64 [n] (the model's, from 0); scores float32 [n]; counts: n COCO RLE strings at image size; areas int64
-    [n] in pixels; boxes float64 [n, 4] (x, y, w, h), the tight boxes of the masks. Masks without a pixel are left out.
+    [n] in pixels; boxes float64 [n, 4] (x, y, w, h), the tight boxes of the masks; quality: float32 [n] by name, the
+    columns of QUALITY, NaN where the model does not tell. Masks without a pixel are left out.
     """
 
     classes: npt.NDArray[np.int64]
@@ -46,6 +50,7 @@ class Prediction:
     counts: tuple[str, ...]
     areas: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
+    quality: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,7 +154,7 @@ class Predictor:
 
         Returns:
             Instances of size (H, W): pred_boxes in pixels, within the image; scores, pred_classes and pred_masks as the
-            model gives them, relative to the boxes [n, 1, M, M].
+            model gives them, relative to the boxes [n, 1, M, M]; evidence on the masks, as by `patchdct.quality`.
 
         Raises:
             torch.OutOfMemoryError: a single image is too much for the GPU.
@@ -196,6 +201,9 @@ class Predictor:
         ]
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             found: list[Instances] = self.model.inference(inputs, given, do_postprocess=False)
+        for one in found:
+            if one.has("pred_masks") and not one.has("evidence"):  # from a head of detectron2's
+                one.evidence = quality.of_masks(one.pred_masks[:, 0])
         return found
 
     def _on_device(self, batch: list[Prepared]) -> list[torch.Tensor]:
@@ -261,6 +269,11 @@ def encode(found: Instances) -> Prediction:
     counts, areas, tight = paste_rle(values, boxes, *found.image_size)
     classes = found.pred_classes[there].cpu().numpy()
     scores = found.scores[there].float().cpu().numpy()
+    columns = [*found.evidence[there].float().cpu().numpy().T, _box_ious(boxes, tight)]
+    names: tuple[str, ...] = QUALITY
+    if found.has(FLIP_AGREEMENT):
+        columns.append(found.get(FLIP_AGREEMENT)[there].float().cpu().numpy())
+        names = (*QUALITY, FLIP_AGREEMENT)
     kept = np.flatnonzero(areas)
     return Prediction(
         classes=classes[kept],
@@ -268,7 +281,15 @@ def encode(found: Instances) -> Prediction:
         counts=tuple(counts[i] for i in kept),
         areas=areas[kept],
         boxes=tight[kept],
+        quality=dict(zip(names, np.array(columns, np.float32)[:, kept], strict=True)),
     )
+
+
+def _box_ious(boxes: npt.NDArray[np.float32], tight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The IoU of each detected box (x0, y0, x1, y1) with the tight box (x, y, w, h) of its mask; all have an area."""
+    low, high = np.maximum(boxes[:, :2], tight[:, :2]), np.minimum(boxes[:, 2:], tight[:, :2] + tight[:, 2:])
+    common = (high - low).clip(0).prod(1)
+    return common / np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1) + tight[:, 2:].prod(1) - common, 1e-9)
 
 
 def best_batch_size(try_out: Callable[[int], None], *, clock: Callable[[], float] = time.perf_counter) -> int:
@@ -294,10 +315,24 @@ def best_batch_size(try_out: Callable[[int], None], *, clock: Callable[[], float
 
 
 def fingerprint(
-    cfg: CfgNode, weights_sha256: str | None, *, precision: str, flip: bool = False, scales: Sequence[int] = ()
+    cfg: CfgNode,
+    weights_sha256: str | None,
+    *,
+    precision: str,
+    flip: bool = False,
+    scales: Sequence[int] = (),
+    flip_agreement: bool = False,
+    quality_model: str | None = None,
 ) -> str:
-    """16 hex digits that change with the weights, the model config, the precision or test-time augmentation."""
+    """16 hex digits that change with the weights, the model config, the precision, versions of images and columns.
+
+    `quality_model` is a text that changes with what makes predicted_iou.
+    """
     parts = [str(weights_sha256), cfg.dump(), precision, COMPUTATION]
     if flip or scales:
         parts.append(f"flip {flip}, scales {list(scales)}")
+    if flip_agreement:
+        parts.append("flip agreement")
+    if quality_model is not None:
+        parts.append(f"quality {quality_model}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -95,12 +95,13 @@ class PatchDCTROIHeads(StandardROIHeads):
         names = {*self.mask_in_features, *self.fine_features}
         features = {name: features[name].contiguous() for name in names}  # once, which the poolers else do each time
         on_cpu = all(maps.device.type == "cpu" for maps in features.values())
-        masks = []
+        parts = []
         for part in _parts(instances, _AT_ONCE_ON_CPU if on_cpu else _AT_ONCE):
             found = self.mask_head(*self._pooled(features, [x.pred_boxes for x in part]), part)
-            masks.append([x.pred_masks for x in found])
-        for image, of_image in zip(instances, zip(*masks, strict=True), strict=True):
-            image.pred_masks = torch.cat(of_image)
+            parts.append([(x.pred_masks, x.evidence) if x.has("evidence") else (x.pred_masks,) for x in found])
+        for image, of_image in zip(instances, zip(*parts, strict=True), strict=True):
+            for name, values in zip(("pred_masks", "evidence"), zip(*of_image, strict=True), strict=False):
+                image.set(name, torch.cat(values))
         return instances
 
     def _pooled(self, features: dict[str, Tensor], boxes: list[Boxes]) -> tuple[Tensor, Tensor | None]:

@@ -20,9 +20,9 @@ from detectron2.config import CfgNode
 from detectron2.layers import batched_nms
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
 
-from patchdct.predict import TRIAL_SIZE, Prediction, Predictor, Prepared, encode
+from patchdct import quality
+from patchdct.predict import FLIP_AGREEMENT, TRIAL_SIZE, Prediction, Predictor, Prepared, encode
 
 
 class TtaPredictor:
@@ -86,9 +86,10 @@ class TtaPredictor:
             found = [version.boxes(images) for version, images in zip(self._versions, shown, strict=True)]
         merged = [self._merge(of_image) for of_image in zip(*found, strict=True)]
         for version, images in zip(self._versions, shown, strict=True):
-            for instances, values in zip(merged, version.masks(images, merged), strict=True):
-                sum_before = instances.pred_masks if instances.has("pred_masks") else 0
-                instances.pred_masks = sum_before + values / len(self._versions)
+            for instances, again in zip(merged, version.masks(images, merged), strict=True):
+                for name in ("pred_masks", "evidence"):
+                    sum_before = instances.get(name) if instances.has(name) else 0
+                    instances.set(name, sum_before + again.get(name) / len(self._versions))
         return merged
 
     def try_out(self, size: int, *, masks: int | None = None) -> None:
@@ -102,6 +103,35 @@ class TtaPredictor:
         boxes, scores, classes = together.pred_boxes.tensor, together.scores.float(), together.pred_classes
         kept = batched_nms(boxes, scores, classes, self._overlap)
         return together[kept[: self._limit] if self._limit >= 0 else kept]
+
+
+class MirroredPredictor:
+    """Labels as `predict.Predictor` does, and predicts the masks once more for the same boxes of the mirrored image.
+
+    Each instance gets `flip_agreement`, the IoU of its two masks before they are pasted; its labels do not change.
+    """
+
+    def __init__(
+        self, model: GeneralizedRCNN, cfg: CfgNode, *, precision: str = "fp32", resize_on_device: bool = False
+    ) -> None:
+        """See `predict.Predictor`."""
+        self.model = model
+        predictor = Predictor(model, cfg, precision=precision, resize_on_device=resize_on_device)
+        self._plain, self._mirrored = _Version(predictor, False), _Version(predictor, True)
+        self.input_size, self.try_out = predictor.input_size, predictor.try_out
+
+    def prepare(self, image: npt.NDArray[np.uint8], size: tuple[int, int] | None = None) -> PreparedVersions:
+        """An RGB image, uint8 [H, W, 3], which may have been reduced from another `size`, and its mirror image."""
+        return PreparedVersions((self._plain.prepare(image, size), self._mirrored.prepare(image, size)))
+
+    @torch.inference_mode()
+    def find(self, batch: Sequence[PreparedVersions]) -> list[Instances]:
+        """As `Predictor.find` gives them, with `flip_agreement` float32 [n]."""
+        found = self._plain.predictor.find([image.versions[0] for image in batch])
+        again = self._mirrored.masks([image.versions[1] for image in batch], found)
+        for instances, other in zip(found, again, strict=True):
+            instances.set(FLIP_AGREEMENT, quality.iou(instances.pred_masks[:, 0], other.pred_masks[:, 0]))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +164,13 @@ class _Version:
     def boxes(self, images: Sequence[Prepared]) -> list[Instances]:
         return [self._turned(found) for found in self.predictor.find(images)]
 
-    def masks(self, images: Sequence[Prepared], known: Sequence[Instances]) -> list[Tensor]:
-        """The masks of known instances, float32 [n, 1, M, M] for each image."""
+    def masks(self, images: Sequence[Prepared], known: Sequence[Instances]) -> list[Instances]:
+        """The pred_masks of known instances, float32 [n, 1, M, M] for each image, with the evidence on them."""
         found = self.predictor.find(images, [self._turned(instances) for instances in known])
-        values = [instances.pred_masks.float() for instances in found]
-        return [mask.flip(-1) for mask in values] if self.mirrored else values
+        for instances in found:
+            values = instances.pred_masks.float()
+            instances.pred_masks = values.flip(-1) if self.mirrored else values
+        return found
 
     def _turned(self, found: Instances) -> Instances:
         """From the image as it is to the image as shown, or back."""

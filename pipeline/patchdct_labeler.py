@@ -17,21 +17,28 @@ import torch
 from patchdct import build, categories, checkpoint, fast, predict, tta
 from patchdct.config import load_config
 from patchdct.errors import ModelError
-from pipeline.config import LabelerConfig
+from pipeline import calibration, integrity
+from pipeline.calibration import Calibration
+from pipeline.config import LabelerConfig, fingerprint
 from pipeline.errors import NotFoundError, UserError
 from pipeline.labelers import Prepared
 from pipeline.records import Category, Instances, Pixels
 from pipeline.store import Store, local_path, name, redact, scheme
 
-Predictor: TypeAlias = predict.Predictor | tta.TtaPredictor
+Predictor: TypeAlias = predict.Predictor | tta.TtaPredictor | tta.MirroredPredictor
+
+#: From the runs of a mask and of the others of its image; see `pipeline.integrity`.
+INTEGRITY = ("duplicate_iou", "touches_border", "fragments", "holes")
 
 log = logging.getLogger("pipeline.labeler")
 
 
 class PatchDCTLabeler:
-    """Loads a model once and labels with it, on the GPU that the process sees, else on the CPU with one thread."""
+    """Loads a model once and labels with it, on the GPU that the process sees, else on the CPU with one thread.
 
-    quality: tuple[str, ...] = ()
+    Its quality columns are predicted_iou, those of `predict.QUALITY` and INTEGRITY, and flip_agreement where that is
+    asked for.
+    """
 
     def __init__(self, config: LabelerConfig, store: Store) -> None:
         """Build the model.
@@ -44,6 +51,9 @@ class PatchDCTLabeler:
             torch.set_num_threads(1)  # workers are what uses the cores; more threads cost more than they bring
         if config.weights is None:
             raise UserError("labeler.weights is missing; give the path or URI of a checkpoint")
+        if config.flip_agreement and config.tta is not None:
+            raise UserError("labeler.flip_agreement is true together with labeler.tta; accepted is one of them")
+        self._calibration = _calibration(config, store)
         weights = read_weights(config.weights, store)
         try:
             self._build(config, store, weights, device)
@@ -62,12 +72,28 @@ class PatchDCTLabeler:
         model = fast.optimised(built, dtype=predict.PRECISIONS[config.precision])
         self.categories = _categories(config, store, weights, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         self._ids = np.array([c.id for c in self.categories], np.int32)
-        make: Callable[..., Predictor] = predict.Predictor if config.tta is None else tta.TtaPredictor
+        make: Callable[..., Predictor] = predict.Predictor
+        if config.tta is not None:
+            make = tta.TtaPredictor
+        elif config.flip_agreement:
+            make = tta.MirroredPredictor
         augmentation = {} if config.tta is None else dataclasses.asdict(config.tta)
         late = resizes_on_device(config, device)
         self._predictor = make(model, cfg, precision=config.precision, resize_on_device=late, **augmentation)
         self._predictor.try_out(1, masks=1)  # what is loaded and compiled on first use is no part of a shard's time
-        self.fingerprint = predict.fingerprint(cfg, weights.sha256, precision=config.precision, **augmentation)
+        self.fingerprint = predict.fingerprint(
+            cfg,
+            weights.sha256,
+            precision=config.precision,
+            **augmentation,
+            flip_agreement=config.flip_agreement,
+            quality_model=None
+            if self._calibration is None
+            else fingerprint(dataclasses.asdict(self._calibration.quality)),
+        )
+        flip = (predict.FLIP_AGREEMENT,) if config.flip_agreement else ()
+        self.quality = (calibration.PREDICTED_IOU, *predict.QUALITY, *INTEGRITY, *flip)
+        self._check_columns(config)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -95,16 +121,32 @@ class PatchDCTLabeler:
 
     def encode(self, found: predict.Fetched) -> list[Instances]:
         """The instances of each image, masks as RLE."""
-        return [
-            Instances(
-                category_ids=self._ids[one.classes],
-                scores=one.scores,
-                boxes=one.boxes.astype(np.float32),
-                areas=one.areas,
-                counts=one.counts,
+        return [self._with_quality(predict.encode(one), *one.image_size) for one in found.wait()]
+
+    def _with_quality(self, found: predict.Prediction, height: int, width: int) -> Instances:
+        whole = integrity.measure(found.counts, height, width)
+        columns = {calibration.PREDICTED_IOU: found.quality["expected_iou"], **found.quality}
+        columns |= {name: getattr(whole, name).astype(np.float32) for name in INTEGRITY}
+        instances = Instances(
+            category_ids=self._ids[found.classes],
+            scores=found.scores,
+            boxes=found.boxes.astype(np.float32),
+            areas=found.areas,
+            counts=found.counts,
+            quality=columns,
+        )
+        if self._calibration is not None:
+            columns[calibration.PREDICTED_IOU] = self._calibration.predicted_iou(instances)
+        return instances
+
+    def _check_columns(self, config: LabelerConfig) -> None:
+        """Refuse a model of quality that goes by what this labeler does not know."""
+        needed = () if self._calibration is None else self._calibration.quality_columns
+        if missing := [name for name in needed if name not in self.quality]:
+            raise UserError(
+                f"labeler.quality: {redact(config.quality or '')} goes by the column {missing[0]}, which is not made "
+                "here" + ("; set labeler.flip_agreement to true" if missing[0] == predict.FLIP_AGREEMENT else "")
             )
-            for one in map(predict.encode, found.wait())
-        ]
 
     @functools.cache  # noqa: B019 it is as long-lived as its process
     def best_batch_size(self) -> int:
@@ -134,6 +176,13 @@ def read_weights(uri: str, store: Store, *, key: str = "labeler.weights") -> che
             return checkpoint.read_checkpoint(local)
         except (ModelError, NotFoundError) as error:
             raise UserError(f"{key}: {error}".replace(str(local), redact(uri))) from error
+
+
+def _calibration(config: LabelerConfig, store: Store) -> Calibration | None:
+    if config.quality is None:
+        log.info("labeler.quality is null: predicted_iou is expected_iou, which is not fitted to any truth")
+        return None
+    return calibration.read(config.quality, store, key="labeler.quality")
 
 
 def resizes_on_device(config: LabelerConfig, device: str) -> bool:

@@ -15,12 +15,15 @@ from patchdct.build import build_model
 from patchdct.checkpoint import read_checkpoint, save_checkpoint
 from patchdct.config import load_config
 from patchdct.predict import Predictor
-from pipeline import founding, patchdct_labeler, runs
-from pipeline.config import LabelerConfig, TtaConfig
+from pipeline import calibration, founding, patchdct_labeler, runs
+from pipeline.calibration import additive
+from pipeline.calibration.record import ClassThreshold, QualityModel, Source, Target
+from pipeline.config import InputConfig, LabelConfig, LabelerConfig, OutputConfig, TtaConfig
 from pipeline.errors import UserError
 from pipeline.labelers import batch_size, build, staged
 from pipeline.patchdct_labeler import PatchDCTLabeler, resizes_on_device
 from pipeline.records import LabelerInfo
+from pipeline.store import Store
 from pipeline.worker import Run, Worker
 from tests.fakes import ThresholdLabeler, write_tar
 from tests.patchdct import small
@@ -186,3 +189,105 @@ def test_model_without_masks(store, tmp_path):
     save_checkpoint(path, state, categories=scenes.CATEGORIES, config_text=cfg.dump(), provenance=None)
     with pytest.raises(UserError, match=r"MODEL\.MASK_ON is False"):
         labeler(store, weights=str(path))
+
+
+# Quality columns
+
+
+def calibrated(folder, features) -> str:
+    """A calibration whose predicted IoU is the logistic function of `features`, each times 1."""
+    terms = tuple(additive.Term(feature=name, knots=(0.0, 1.0), values=(-1.0, 1.0)) for name in features)
+    found = additive.Additive(link="logistic", intercept=0.0, terms=terms)
+    record = calibration.Calibration(
+        source=Source(
+            run="r", run_id="1", fingerprint="f", truth="t", images=1, masks=1, objects=1, date="d", version="v"
+        ),
+        target=Target(precision=0.9, iou=0.5, confidence=0.9),
+        quality=QualityModel(found=found, iou=additive.Additive(link="identity", intercept=1.0, terms=()), rest=0.0),
+        right=found,
+        threshold=0.5,
+        classes=(ClassThreshold(id=1, name="x", threshold=0.5, basis="all", masks=0, objects=0, kept=0, right=0),),
+    )
+    path = folder / f"{'-'.join(features)}.json"
+    calibration.write(record, str(path), Store())
+    return str(path)
+
+
+def test_quality_columns(plain, flipped):
+    """Columns that the worker finds missing; or that another labeler of the same run calls otherwise."""
+    image = scenes.draw_scene(102, 160).image
+    for one in (plain, flipped):
+        [found] = one.label([image])
+        assert tuple(found.quality) == one.quality
+        assert len(set(one.quality)) == 10
+        for values in found.quality.values():
+            assert values.dtype == np.float32
+            assert values.shape == (len(found),)
+            assert np.isfinite(values).all()
+        assert (found.quality["predicted_iou"] == found.quality["expected_iou"]).all()
+        assert (found.quality["fragments"] >= 1).all()
+        touching = (found.boxes[:, :2] == 0).any(1) | (found.boxes[:, :2] + found.boxes[:, 2:] == 160).any(1)
+        assert (found.quality["touches_border"] == touching).all()
+        [empty] = one.label([np.full((160, 160, 3), 127, np.uint8)])
+        assert all(len(values) == len(empty) for values in empty.quality.values())
+
+
+def test_a_quality_model_makes_the_column(store, plain, tmp_path):
+    """A run whose predicted_iou is not what was fitted; or that goes on with another model than it began with."""
+    image = scenes.draw_scene(102, 160).image
+    fitted = labeler(store, quality=calibrated(tmp_path, ["score"]))
+    [expected], [found] = plain.label([image]), fitted.label([image])
+    assert found.counts == expected.counts
+    assert (found.quality["expected_iou"] == expected.quality["expected_iou"]).all()
+    by_hand = 1 / (1 + np.exp(1 - 2 * found.scores))
+    np.testing.assert_allclose(found.quality["predicted_iou"], by_hand, atol=1e-5)
+    other = labeler(store, quality=calibrated(tmp_path, ["score", "box_iou"]))
+    assert len({plain.fingerprint, fitted.fingerprint, other.fingerprint}) == 3
+
+
+def test_flip_agreement(store, plain, tmp_path):
+    """Masks that change because somebody asked how sure they are; or a run in which some rows have the column."""
+    image = scenes.draw_scene(102, 160).image
+    asked = labeler(store, flip_agreement=True, quality=calibrated(tmp_path, ["score", "flip_agreement"]))
+    [expected], [found] = plain.label([image]), asked.label([image])
+    assert found.counts == expected.counts
+    assert (found.scores == expected.scores).all()
+    assert asked.quality == (*plain.quality, "flip_agreement")
+    assert 0.5 < found.quality["flip_agreement"][found.scores > 0.9].mean() < 1
+    assert asked.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"quality": ["flip_agreement"]}, r"column flip_agreement, .*set labeler\.flip_agreement to true"),
+        ({"quality": ["depth"]}, r"labeler\.quality: .*depth\.json goes by the column depth, which is not made here"),
+        ({"quality": None}, r"labeler\.quality: .*none\.json"),
+        ({"flip_agreement": True, "tta": TtaConfig(flip=True)}, r"flip_agreement is true together with labeler\.tta"),
+    ],
+)
+def test_quality_that_cannot_be_had(store, tmp_path, settings, sentence):
+    """A worker that fails at its first image instead of a sentence."""
+    if "quality" in settings:
+        features = settings["quality"]
+        path = calibrated(tmp_path, features) if features else str(tmp_path / "none.json")
+        settings = {**settings, "quality": path}
+    with pytest.raises(UserError, match=sentence):
+        labeler(store, **settings)
+
+
+def test_columns_to_order_are_named_where_they_are_asked_for():
+    """A run from before such columns were known that may not go on; or one whose columns change on the way."""
+    inputs = {"input": InputConfig(uri="a"), "output": OutputConfig(uri="b")}
+    plain = LabelConfig(**inputs).labels_depend_on()["labeler"]
+    assert not {"quality", "flip_agreement"} & plain.keys()
+    asked = LabelConfig(**inputs, labeler=LabelerConfig(quality="q.json", flip_agreement=True)).labels_depend_on()
+    assert (asked["labeler"]["quality"], asked["labeler"]["flip_agreement"]) == ("q.json", True)
+
+
+def test_the_quality_model_of_the_demo(plain):
+    """A file beside the demo's checkpoint that a later version, or another set of columns, does not take."""
+    shipped = calibration.read(str(small.CONFIGS / "patchdct_demo_quality.json"), Store())
+    assert set(shipped.columns) <= set(plain.quality)
+    assert [(one.id, one.name) for one in shipped.classes] == list(scenes.CATEGORIES)
+    shipped.check(plain.categories, "the demo")
