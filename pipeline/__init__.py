@@ -1,3 +1,3 @@
 """From images in object storage to committed instance masks."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
