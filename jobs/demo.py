@@ -1,8 +1,9 @@
 """The whole way on drawn scenes, in a few minutes on a laptop: `make demo`, or `python -m jobs.demo`.
 
 Draws scenes with exact masks into tar shards, labels them on a local Ray with the shipped checkpoint, verifies the run,
-measures it against the truth and lays out a contact sheet. Everything is in `build/demo`, which is made anew; with
-`--storage s3://bucket/prefix`, the shards, the truth, the run and the report are there, where no run may be yet.
+measures it against the truth, and lays out a gallery and a contact sheet. Everything is in `build/demo`, which is made
+anew; with `--storage s3://bucket/prefix`, the shards, the truth, the run, the report and the gallery are there, where no
+run may be yet.
 """
 
 from __future__ import annotations
@@ -92,14 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_do("pipeline.cli", "verify", run), end="")
     measured = where(predictions=run, truth_annotations=join(storage, "scenes/annotations.json"), output=report_uri)
     report = json.loads(_do("jobs.evaluate", "--config", "configs/evaluate/demo.yaml", *measured))
+    gallery = join(storage, "gallery")
+    truth = join(storage, "scenes/annotations.json")
+    print(_do("pipeline.cli", "gallery", run, "--out", gallery, "--truth", truth), end="")
     _sheet(FOLDER / "contact_sheet.png", run)
     seconds, mask, edge = time.monotonic() - start, report["mask"], report["boundary"]
     print()
     print(f"Labelled {IMAGES} drawn scenes with a PatchDCT model of 5.5 M parameters in {seconds:.0f} s, all told.")
     print(f"Exact truth: mask AP {mask['AP']:.3f} (AP50 {mask['AP50']:.3f}), boundary AP {edge['AP']:.3f}.")
-    print(f"Look at {FOLDER}/contact_sheet.png: the masks of {SHOWN} images, score {SHOWN_SCORE} and up.")
+    print(f"Look at {gallery}/index.html: all images, the worst masks first; opens by double click.")
+    print(f"And at {FOLDER}/contact_sheet.png: the masks of {SHOWN} images, score {SHOWN_SCORE} and up.")
     print(f"The run: {run}, Parquet in labels/, COCO in coco/; `.venv/bin/patchlabel status {run}`.")
-    print(f"All figures, plots and the worst images: {report_uri}/report.html (report.json for machines).")
+    print(f"What it took: {run}/report/report.html. Against the truth: {report_uri}/report.html.")
     return command.DONE
 
 
