@@ -2,8 +2,8 @@
 
 Draws scenes with exact masks into tar shards, labels them on a local Ray with the shipped checkpoint, verifies the run,
 measures it against the truth, and lays out a gallery and a contact sheet. Everything is in `build/demo`, which is made
-anew; with `--storage s3://bucket/prefix`, the shards, the truth, the run, the report and the gallery are there, where no
-run may be yet.
+anew; with `--storage s3://bucket/prefix`, the shards, the truth, the run, the report and the gallery are there, where
+no run may be yet.
 """
 
 from __future__ import annotations

@@ -17,16 +17,14 @@ import numpy as np
 from pipeline import __version__, datasets, ledger, runs
 from pipeline.calibration import Calibration
 from pipeline.calibration import write as write_calibration
-from pipeline.calibration.figures import BAD_IOU, WORST, Reliability
-from pipeline.calibration.fitting import FOLDS, LEAST_MASKS, Figures, Sample, fit, fold_of, measure
+from pipeline.calibration.fitting import FOLDS, Figures, Sample, fit, fold_of, measure
 from pipeline.calibration.matching import judge
 from pipeline.calibration.record import PREDICTED_IOU, PROBABILITY, Source, Target, features
 from pipeline.config import TruthConfig
 from pipeline.errors import UserError
 from pipeline.keys import Keys
 from pipeline.records import Category, ImageLabels, Manifest
-from pipeline.reports import figures, webpage
-from pipeline.reports.sections import Percent, Plot, Section, Table, percent
+from pipeline.reports import calibration as pages
 from pipeline.store import Store, join, redact
 
 #: How sure the least precision of a threshold is, one-sided.
@@ -215,7 +213,7 @@ def _check_categories(ours: Iterable[Category], theirs: Iterable[Mapping[str, An
 def write(store: Store, result: Result, *, out: str | None, report: str | None) -> None:
     """Write the calibration to `out`, and calibration.html, calibration.json and reliability.png into `report`."""
     if report is not None:
-        png = _diagram(result.figures)
+        png = pages.diagram(result.figures)
         for name, data in (
             ("reliability.png", png),
             ("calibration.json", (json.dumps(summary(result), indent=1, allow_nan=False) + "\n").encode()),
@@ -244,126 +242,7 @@ def summary(result: Result) -> dict[str, Any]:
     }
 
 
-def _diagram(worth: Figures) -> bytes:
-    def line(one: Reliability) -> tuple[list[float], list[float], list[int]]:
-        return one.predicted.tolist(), one.right.tolist(), one.counts.tolist()
-
-    names = (f"score, ECE {worth.before.error:.3f}", f"probability, ECE {worth.after.error:.3f}")
-    lines = dict(zip(names, map(line, (worth.before, worth.after)), strict=True))
-    return figures.reliability(lines, title="How often a mask is right, by what is said of it")
-
-
 def _page(result: Result, png: bytes) -> str:
-    calibration, worth = result.calibration, result.figures
-    target, everything = calibration.target, worth.groups[0]
-    tiles = [
-        (
-            "Spearman",
-            _two(everything.predicted.spearman),
-            f"predicted and true IoU; by score {_two(everything.score.spearman)}",
-        ),
-        ("ECE", f"{worth.after.error:.3f}", f"of the probability; of the score {worth.before.error:.3f}"),
-        ("kept", sum(one.kept for one in calibration.classes), f"of {everything.masks:,} masks, by the thresholds"),
-        ("precision", _precision(result), f"of what is kept; aimed at {Percent(target.precision)} %"),
-    ]
     where = "dealt into folds, each judged by models fitted to the others" if result.fitted else "not fitted to"
-    return webpage.page(
-        "Calibration",
-        f"{result.run} against {result.truth}: {result.images} images, {where}",
-        tiles,
-        [
-            f"{one.name}: no threshold reaches a precision of {Percent(target.precision)} %; none of its masks is kept."
-            for one in calibration.classes
-            if one.basis == "none"
-        ],
-        [_ranking_section(worth), _reliability_section(png), _threshold_section(calibration), _provenance(calibration)],
-    )
-
-
-def _precision(result: Result) -> Percent | None:
-    kept = sum(one.kept for one in result.calibration.classes)
-    return Percent(sum(one.right for one in result.calibration.classes) / kept) if kept else None
-
-
-def _ranking_section(worth: Figures) -> Section:
-    rows = tuple(
-        (
-            group.name,
-            group.masks,
-            group.bad,
-            _two(group.score.spearman),
-            _two(group.predicted.spearman),
-            percent(group.score.worst_bad),
-            percent(group.predicted.worst_bad),
-            percent(group.possible),
-        )
-        for group in worth.groups
-    )
-    return Section(
-        title="Sorting masks by quality",
-        text="Spearman is the rank correlation with the true IoU: the greatest with an object of the class (0 where "
-        f"there is none). A mask is bad below IoU {BAD_IOU:g}. The last three columns: which share of the bad masks is "
-        f"among the worst {WORST:.0%} by score, and by predicted IoU, in percent; and which could be at most.",
-        tables=(
-            Table(
-                columns=(
-                    "",
-                    "masks",
-                    "bad",
-                    "Spearman, score",
-                    "predicted",
-                    "bad found, score",
-                    "predicted",
-                    "possible",
-                ),
-                rows=rows,
-            ),
-        ),
-    )
-
-
-def _reliability_section(png: bytes) -> Section:
-    return Section(
-        title="Reliability",
-        text="Masks in bins by what was predicted for them, and the share that was right. On the dashed line a mask of "
-        "70 % is right in 70 of 100 cases; a small dot stands for few masks. ECE, the expected calibration error, is "
-        "the mean distance from it.",
-        plots=(Plot(png=png, text="Reliability diagram of the score and of the probability"),),
-    )
-
-
-def _threshold_section(calibration: Calibration) -> Section:
-    basis = {"class": "its own masks", "all": "all classes", "none": "not reached"}
-    rows = tuple(
-        (
-            one.name,
-            None if one.threshold is None else f"{one.threshold:.3f}",
-            basis[one.basis],
-            one.masks,
-            one.objects,
-            one.kept,
-            percent(one.precision),
-            percent(one.recall),
-        )
-        for one in calibration.classes
-    )
-    target = calibration.target
-    return Section(
-        title="Thresholds",
-        text=f"The least probability from which on {Percent(target.precision, 0)} % of the masks of a class are right "
-        f"(IoU {target.iou:g}), with a confidence of {Percent(target.confidence, 0)} %; a class of fewer than "
-        f"{LEAST_MASKS} masks has that of all classes. Kept, precision and recall are of images that the threshold was "
-        "not chosen on.",
-        tables=(Table(columns=("", "threshold", "by", "masks", "objects", "kept", "precision", "recall"), rows=rows),),
-    )
-
-
-def _provenance(calibration: Calibration) -> Section:
-    rows = tuple((name, str(value)) for name, value in asdict(calibration.source).items())
-    return Section(
-        title="What the calibration was fitted to", tables=(Table(columns=("", ""), rows=rows, figures=False),)
-    )
-
-
-def _two(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2f}"
+    subtitle = f"{result.run} against {result.truth}: {result.images} images, {where}"
+    return pages.page(subtitle, result.calibration, result.figures, png)

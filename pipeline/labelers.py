@@ -169,6 +169,8 @@ def check(config: LabelerConfig, store: Store) -> None:
         _check_there("labeler.config", config.config, store)
     if isinstance(config.categories, str):
         _check_there("labeler.categories", config.categories, store)
+    if config.quality is not None:
+        _check_there("labeler.quality", config.quality, store)
 
 
 def build(config: LabelerConfig, store: Store) -> Labeler:
