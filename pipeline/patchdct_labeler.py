@@ -47,6 +47,7 @@ class PatchDCTLabeler:
             UserError: a config, weights or categories that cannot be used, in one sentence.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.cuda.get_device_name() if device == "cuda" else "CPU"
         if device == "cpu":
             torch.set_num_threads(1)  # workers are what uses the cores; more threads cost more than they bring
         if config.weights is None:

@@ -180,6 +180,31 @@ def opened(store: Store, run_uri: str, view: View = View()) -> Labels:  # noqa: 
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What counts in a run, corrections included: masks, most frequent class first, and images that have some."""
+
+    instances: int
+    labelled: int
+    classes: Mapping[str, int]
+
+
+def count(labels: Labels) -> Counted:
+    """Count what a view shows of a run; all labels are read.
+
+    Raises:
+        StoreError: something of it is missing or damaged, or the storage failed.
+    """
+    categories: Counter[int] = Counter()
+    labelled = 0
+    for row in labels.all_rows():
+        categories.update(row.instances.category_ids.tolist())
+        labelled += row.status == "labelled"
+    names = {category.id: category.name for category in labels.categories}
+    classes = {names.get(id_, f"#{id_}"): number for id_, number in categories.most_common()}
+    return Counted(instances=categories.total(), labelled=labelled, classes=classes)
+
+
 def read_rows(store: Store, run_uri: str) -> Iterator[ImageLabels]:
     """The rows of all committed shards as the model labelled them, in the order of the manifest; see `rows`."""
     for commit in read_commits(store, run_uri, ledger.read_manifest(store, run_uri)):

@@ -20,9 +20,9 @@ from pipeline.errors import LabelingError, UserError
 #: The commands by what they are for: each is `NAME_command` in the module of its name, imported when it is used.
 SECTIONS = {
     "Before and during a run": ("plan", "status", "report", "quarantine", "doctor"),
-    "Trust": ("calibrate", "verify", "canary"),
+    "Trust": ("calibrate", "review", "apply", "audit", "verify", "canary"),
     "Hand-over": ("export", "gallery"),
-    "Upkeep": ("gc",),
+    "Upkeep": ("gc", "completion"),
 }
 
 

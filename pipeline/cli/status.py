@@ -6,21 +6,32 @@ from dataclasses import asdict
 
 import click
 
-from pipeline.cli.common import DONE, counted, json_option, print_json, print_lines
-from pipeline.runs import Status, status
+from pipeline.cli.common import DONE, counted, json_option, print_json, print_lines, view_options
+from pipeline.runs import Status, count, opened, status
 from pipeline.store import Store, redact
+from pipeline.view import View
 
 
 @click.command("status")
 @click.argument("run_uri")
+@view_options
 @json_option
-def status_command(run_uri: str, as_json: bool) -> int:
-    """Tell how far a run is, and what failed."""
-    found = status(Store(), run_uri)
+def status_command(run_uri: str, view: View, as_json: bool) -> int:
+    """Tell how far a run is, and what failed.
+
+    With --min-score, --thresholds or --taxonomy, also how many masks count, by class, which reads all labels.
+    """
+    store = Store()
+    found = status(store, run_uri)
+    kept = None if view == View() else count(opened(store, run_uri, view))
     if as_json:
-        print_json(asdict(found))
-    else:
-        _print_status(found)
+        print_json(asdict(found) | ({} if kept is None else {"view": asdict(kept)}))
+        return DONE
+    _print_status(found)
+    if kept is not None:
+        classes = ", ".join(f"{number} {name}" for name, number in kept.classes.items())
+        masks = f"{kept.instances} of {found.instances} masks" + (f" ({classes})" if classes else "")
+        print_lines([("counting", f"{masks}, in {kept.labelled} images")])
     return DONE
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import cli, doctor, ledger
+from pipeline import cli, doctor, ledger, runs
 from pipeline.records import Failure
 from pipeline.store import join
 from tests.small_runs import IMAGES, commit_of, make_inputs, make_run, overwrite
@@ -266,3 +266,36 @@ def test_doctor_finds_this_installation_complete(patchlabel, monkeypatch):
     code, out, _ = patchlabel("doctor")
     assert code == 0, out
     assert "ok       detectron2" in out
+
+
+def test_a_shell_completes_commands_and_values(patchlabel):
+    """Nobody types `--format labelstudio` from memory; a script that a shell cannot source is worse than none."""
+    code, script, _ = patchlabel("completion", "bash")
+    assert code == 0
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+    def completed(*words):
+        environment = {"_PATCHLABEL_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words)}
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli"],
+            env={**os.environ, **environment, "COMP_CWORD": str(len(words) - 1)},
+            capture_output=True,
+            text=True,
+        )
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert completed("patchlabel", "ex") == ["export"]
+    assert "labelstudio" in completed("patchlabel", "export", "RUN", "--format", "")
+
+
+def test_status_counts_what_a_view_shows(patchlabel, store, run, tmp_path):
+    """A lead asks how many masks are left at a threshold, and by class."""
+    (tmp_path / "classes.yaml").write_text("dark: bright")
+    rows = list(runs.read_rows(store, run))
+    kept = sum(int((row.instances.scores >= 0.9).sum()) for row in rows)
+    _, out, _ = patchlabel("status", run, "--min-score", "0.9", "--taxonomy", tmp_path / "classes.yaml")
+    assert f"counting     {kept} of {sum(len(row.instances) for row in rows)} masks ({kept} bright), in " in out
+    _, out, _ = patchlabel("status", run, "--min-score", "0.9", "--json")
+    assert sum(json.loads(out)["view"]["classes"].values()) == kept
+    _, out, _ = patchlabel("status", run)
+    assert "counting" not in out
