@@ -228,12 +228,16 @@ def fit(found: Iterable[tuple[int, str]], truth: Mapping[str, Any], where: str) 
 
 def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: Keys | None, where: str) -> Predictions:
     """The masks of a run; its image ids are the truth's where there are no `keys` to match."""
-    manifest = ledger.read_manifest(store, uri)
+    labels = runs.opened(store, uri)
+    manifest = labels.manifest
     notes = fit(((one.id, one.name) for one in manifest.categories), truth, where)
     if left := len(ledger.pending(manifest, ledger.committed_ids(store, uri))):
         notes.append(f"{redact(uri)}: {left} shards are not committed; their images are not measured")
+    if versions := labels.corrections.versions:
+        corrected = sum(one.counts.get("images", 0) for one in versions)
+        notes.append(f"{redact(uri)}: people have corrected {corrected} images, which are measured as they left them")
     return Predictions(
-        blocks=_blocks(uri, store, keys),
+        blocks=_blocks(labels, keys),
         provenance={
             "uri": redact(uri),
             "kind": "labeling run",
@@ -246,10 +250,10 @@ def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: Keys | None,
     )
 
 
-def _blocks(uri: str, store: Store, keys: Keys | None) -> Iterator[Block]:
+def _blocks(labels: runs.Labels, keys: Keys | None) -> Iterator[Block]:
     """The rows of a run. From a key on that matches no image they are read for its like alone, to name them."""
     empty = fit = True
-    for rows in runs.batches(runs.read_rows(store, uri), _AT_ONCE):
+    for rows in runs.batches(labels.all_rows(), _AT_ONCE):
         ids = keys.match(row.key for row in rows) if keys else {row.key: row.image_id for row in rows}
         empty, fit = False, fit and len(ids) == len(rows)
         if fit:
@@ -260,7 +264,7 @@ def _blocks(uri: str, store: Store, keys: Keys | None) -> Iterator[Block]:
                 quarantined=sum(row.status == "quarantined" for row in rows),
             )
     if empty:
-        raise UserError(f"predictions: {redact(uri)} has no committed shard yet")
+        raise UserError(f"predictions: {redact(labels.uri)} has no committed shard yet")
     if keys:
         keys.check()
 

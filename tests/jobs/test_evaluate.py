@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from pycocotools import mask as mask_api
 
 from jobs import evaluate, predictions
 from patchdct import scenes
-from pipeline import ledger, runs
+from pipeline import corrections, ledger, runs
 from pipeline.coco_file import annotations_of
 from pipeline.config import EvaluateConfig, load
+from pipeline.records import NO_INSTANCES
 from pipeline.store import Store
 from tests.fakes import draw
 from tests.refusals import REPOSITORY, start
@@ -422,3 +424,19 @@ def test_the_shipped_configs_go_together(path: Path) -> None:
         assert config.truth.name == evaluate.FORMS.get(metric, config.truth.name)
     assert config.model.config is None or (REPOSITORY / config.model.config).is_file()
     assert config.predictions or config.metrics == ("upper_bound",)
+
+
+def test_what_people_corrected_is_measured_and_told(measure: Measure, labelled: Path) -> None:
+    """Whoever answers for labels measures those that are handed over, and must know that people were at them."""
+    store, run = Store(), str(labelled / "run")
+    config = {"predictions": run, "truth": {"annotations": str(labelled / "truth.json")}, "output": str(labelled / "o")}
+    before = measure(config)
+    manifest = ledger.read_manifest(store, run)
+    (commit,) = runs.read_commits(store, run, manifest)
+    row = next(row for row in runs.rows(store, run, commit) if len(row.instances))
+    none = replace(row, instances=NO_INSTANCES, status="empty")
+    said: dict[str, Any] = {"by": "anna", "source": "a.json", "source_sha256": "0" * 64, "counts": {"images": 1}}
+    corrections.write(store, run, manifest, {commit.shard_id: [none]}, **said)
+    after = measure(config)
+    assert after["results"] == before["results"] - len(row.instances)
+    assert "people have corrected 1 images" in (labelled / "o/report.md").read_text()
