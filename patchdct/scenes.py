@@ -324,11 +324,41 @@ def pack_tars(images_dir: Path, out_dir: Path, per_shard: int) -> list[Path]:
     return shards
 
 
+def answer(out: Path, queue: Path) -> Path:
+    """Write `out/answers.json`: the truth of the scenes in `out` that a review queue names, as a person would give it.
+
+    Args:
+        out: where `write_scenes` has written.
+        queue: JSON with `images`, each with a `key`, as `patchlabel review` writes it.
+
+    Returns:
+        The path of the answers, a COCO JSON.
+
+    Raises:
+        ValueError: one of the files is not there, or holds something else.
+    """
+    try:
+        truth = json.loads((out / "annotations.json").read_text(encoding="utf-8"))
+        wanted = {image["key"] for image in json.loads(queue.read_text(encoding="utf-8"))["images"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--answer {queue}: no queue of scenes in {out}: {error}") from error
+    images = [row for row in truth["images"] if row["file_name"] in wanted]
+    ids = {row["id"] for row in images}
+    annotations = [row for row in truth["annotations"] if row["image_id"] in ids]
+    path = out / "answers.json"
+    path.write_text(json.dumps({**truth, "images": images, "annotations": annotations}), encoding="utf-8")
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write scenes as the command line says: images and truth, and with --tars shards under `DIR/shards`."""
     parser = argparse.ArgumentParser(prog="python -m patchdct.scenes", description="Draw scenes with exact masks.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--images", type=int, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", type=int, help="draw so many")
+    what.add_argument(
+        "--answer", type=Path, metavar="QUEUE", help="answer a queue of `patchlabel review` by the truth that is in DIR"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, nargs="+", default=[REFERENCE_SIZE], help="sides to choose from, in pixels")
     parser.add_argument("--tars", type=int, metavar="PER_SHARD", help="also pack tars of so many images")
@@ -336,6 +366,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.tars is not None and options.tars < 1:
         parser.error(f"--tars is {options.tars}; a shard must hold at least 1 image.")
     try:
+        if options.answer is not None:
+            print(answer(options.out, options.answer))
+            return 0
         write_scenes(options.out, images=options.images, seed=options.seed, size=options.size)
     except ValueError as error:
         parser.error(str(error))

@@ -150,3 +150,20 @@ def test_bad_option_is_refused_before_anything_is_written(
     assert refusal.value.code == 2
     assert value in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_queue_is_answered_by_the_truth_of_its_images_alone(tmp_path, capsys):
+    """Who plays the person of a review must not correct what nobody was asked about."""
+    truth = json.loads(scenes.write_scenes(tmp_path, images=4, seed=3).read_text())
+    queue = tmp_path / "queue.json"
+    queue.write_text(json.dumps({"images": [{"key": "000002.jpg"}, {"key": "000004.jpg"}]}))
+    assert scenes.main(["--out", str(tmp_path), "--answer", str(queue)]) == 0
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert [row["id"] for row in answers["images"]] == [2, 4]
+    assert answers["annotations"] == [row for row in truth["annotations"] if row["image_id"] in (2, 4)]
+    assert answers["categories"] == truth["categories"]
+    queue.write_text("[]")
+    with pytest.raises(SystemExit) as refused:
+        scenes.main(["--out", str(tmp_path), "--answer", str(queue)])
+    assert refused.value.code == 2
+    assert "--answer" in capsys.readouterr().err
