@@ -15,11 +15,11 @@ AUDIT := build/audit
 TOOLS := build/tools
 
 # What tests start must neither fight over the cores nor write an access token into the user's home.
-unit slow test-s3 test-tools bench-paste bench-driver train-deaths memory: export OMP_NUM_THREADS = 1
-unit slow test-s3 test-tools train-deaths: export RAY_AUTH_MODE = disabled
+unit slow test-s3 test-tools tutorial bench-paste bench-driver train-deaths memory: export OMP_NUM_THREADS = 1
+unit slow test-s3 test-tools tutorial train-deaths: export RAY_AUTH_MODE = disabled
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types contracts unit slow test-s3 test-tools demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export bench-evaluate benchmark bench-overlap memory audit format lock clean
+.PHONY: help install demo test lint types contracts unit slow test-s3 test-tools tutorial demo-s3 bench-paste train-deaths chaos fuzz bench-driver bench-ledger bench-export bench-evaluate benchmark bench-overlap memory audit format lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,9 @@ test-s3: $(SEAWEEDFS)  ## pytest, the tests that use S3, slow ones too, against 
 
 test-tools: $(INSTALLED) $(TOOLS)/.installed  ## open each export with the tool that it is for; installs 6 GB of tools
 	$(BIN)/pytest -m slow tests/tools
+
+tutorial: $(INSTALLED)  ## type the commands of the README's tutorial in a folder of its own, and time them
+	$(BIN)/pytest -m slow -s tests/test_tutorial.py
 
 demo-s3: $(SEAWEEDFS)  ## the demo from and to s3://, on a SeaweedFS that is started for it and stopped after it
 	rm -rf build/seaweedfs
