@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -39,6 +40,15 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is asked for; of one that does not exist, the likeliest is named."""
+        if args and self.get_command(ctx, args[0]) is None:
+            near = get_close_matches(args[0], self.list_commands(ctx), 1)
+            raise click.UsageError(f"no such command: {args[0]}" + (f"; did you mean {near[0]}?" if near else ""), ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `--help`, by sections."""
         for title, names in SECTIONS.items():
@@ -63,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return REFUSED
     except click.ClickException as error:
-        return _fail(f"{error.format_message().rstrip('.')}; see patchlabel --help.", REFUSED)
+        context = getattr(error, "ctx", None)
+        path = "patchlabel" if context is None else context.command_path
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return _fail(f"{message}; see {path} --help.", REFUSED)
     except UserError as error:
         return _fail(str(error), REFUSED)
     except LabelingError as error:

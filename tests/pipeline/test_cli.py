@@ -299,3 +299,14 @@ def test_status_counts_what_a_view_shows(patchlabel, store, run, tmp_path):
     assert sum(json.loads(out)["view"]["classes"].values()) == kept
     _, out, _ = patchlabel("status", run)
     assert "counting" not in out
+
+
+def test_a_mistyped_command_is_helped(patchlabel):
+    """The likeliest command is named, and the help that says more."""
+    code, _, err = patchlabel("exprot")
+    assert (code, err) == (2, "error: no such command: exprot; did you mean export?; see patchlabel --help\n")
+    code, _, err = patchlabel("export", "RUN")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "--format" in err
+    assert err.endswith("see patchlabel export --help\n")
