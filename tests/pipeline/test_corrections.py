@@ -20,10 +20,11 @@ from tests.small_runs import commit_of, make_run
 
 
 @pytest.fixture
-def run(store: Store, tmp_path: Path) -> str:
+def run(store: Store, tmp_path: Path, place: str) -> str:
     """A run of two shards."""
-    make_run(store, str(tmp_path / "run"), tmp_path / "inputs")
-    return str(tmp_path / "run")
+    uri = join(place, "run")
+    make_run(store, uri, tmp_path / "inputs")
+    return uri
 
 
 def without_first(row: ImageLabels) -> ImageLabels:
