@@ -79,15 +79,26 @@ def judge(holes: Iterable[Hole], unknown: Iterable[str] | None, accepted: Mappin
 
 
 def ask(locks: Sequence[str], *service: str) -> Answer | None:
-    """What a service says; None where it does not answer.
+    """What a service says of all lock files, which may pin different versions of a package; None: no answer.
 
     Raises:
         RuntimeError: pip-audit failed for another reason, such as a lock file that it cannot read.
     """
+    holes: set[Hole] = set()
+    unknown: set[str] = set()
+    for lock in locks:
+        answer = _ask(lock, *service)
+        if answer is None:
+            return None
+        holes |= answer.holes
+        unknown |= answer.unknown
+    return Answer(frozenset(holes), frozenset(unknown))
+
+
+def _ask(lock: str, *service: str) -> Answer | None:
     command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner", "off"]
-    files = [word for lock in locks for word in ("--requirement", lock)]
     done = subprocess.run(
-        [*command, "--format", "json", "--vulnerability-service", *service, *files],
+        [*command, "--format", "json", "--vulnerability-service", *service, "--requirement", lock],
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,
