@@ -20,7 +20,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from jobs.benchmarks import peers, report, stages, whole
 from jobs.benchmarks.ceiling import ceiling
 from jobs.benchmarks.work import Work, choose, first_images, fresh_folder
 from patchdct import stage_times
-from pipeline import __version__, founding
+from pipeline import __version__, dates, founding
 from pipeline.config import LabelConfig, LabelerConfig, WorkersRange, load
 from pipeline.errors import UserError
 from pipeline.labelers import Labeler, batch_size, build, staged
@@ -102,7 +101,7 @@ def run(config: LabelConfig, *, repeats: int, seconds: float, others: tuple[str,
         "versions": {"patchlabel": __version__, "python": platform.python_version(), "ray": ray.__version__}
         | stage_times.versions(),
         "settings": _settings(work, size, repeats) | {"masks_per_image": round(masks / work.images, 2)},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
+        "date": dates.now(),
         "repeats": samples,
     }
 

@@ -5,7 +5,6 @@ Memory is bounded by the truth: of the run, the rows of other images are passed 
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import __version__, datasets, ledger, runs
+from pipeline import __version__, datasets, dates, ledger, runs
 from pipeline.calibration import Calibration
 from pipeline.calibration import write as write_calibration
 from pipeline.calibration.fitting import FOLDS, Figures, Sample, fit, fold_of, measure
@@ -84,7 +83,7 @@ def calibrate(store: Store, run: str, truth: str, *, precision: float, iou: floa
         images=found.images,
         masks=len(found.sample.iou),
         objects=found.objects,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),  # noqa: TID251 only shown
+        date=dates.now(),
         version=__version__,
     )
     target = Target(precision=precision, iou=iou, confidence=CONFIDENCE)

@@ -19,14 +19,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline import __version__
+from pipeline import __version__, dates
 from pipeline.errors import AccessError, NotFoundError, RunError, StoreError
 from pipeline.store import Store, join, local_path, redact, scheme
 
@@ -128,7 +127,7 @@ def save(
         attempt=uuid.uuid4().hex[:12],
         metrics=dict(metrics or {}),
         files={file_name: _described(content) for file_name, content in files.items()},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
+        created=dates.now(),
         version=__version__,
         provenance=dict(provenance or {}),
     )

@@ -10,10 +10,9 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import groupby
 
-from pipeline import __version__, labelers, ledger
+from pipeline import __version__, dates, labelers, ledger
 from pipeline.config import InputConfig, LabelConfig, OutputConfig, RunConfig, TrainRunConfig, WorkersRange
 from pipeline.errors import StoreError, UnreachableError, UserError
 from pipeline.parallel import ahead
@@ -122,7 +121,7 @@ def open_run(config: LabelConfig, store: Store) -> tuple[Manifest, bool]:
         run_id=uuid.uuid4().hex[:12],
         schema_version=SCHEMA_VERSION,
         version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
+        created=dates.now(),
         config=config.labels_depend_on(),
         fingerprint="",
         categories=(),

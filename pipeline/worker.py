@@ -19,13 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline import __version__, ledger, originals, relabel, scratch, sinks, sources, trails
+from pipeline import __version__, dates, ledger, originals, relabel, scratch, sinks, sources, trails
 from pipeline.batches import InOrder
 from pipeline.config import LabelConfig, OutputFormat
 from pipeline.decoding import Decoding
@@ -200,7 +199,7 @@ def label_shard(
         version=__version__,
         stages=stages.seconds(),
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
+        finished=dates.now(),
     )
     standing = _claim(store, run.uri, commit, outputs)
     if strikes and standing is commit:

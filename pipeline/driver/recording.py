@@ -7,9 +7,8 @@ import socket
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 
-from pipeline import __version__, history
+from pipeline import __version__, dates, history
 from pipeline.driver.outcomes import Snapshot
 from pipeline.errors import LabelingError
 from pipeline.history import History, Point
@@ -30,7 +29,7 @@ class Recording:
         self._store, self._run_uri = store, run_uri
         self._history = History(
             driver=uuid.uuid4().hex[:12],
-            started=datetime.now(UTC).isoformat(timespec="seconds"),  # noqa: TID251 shown, never compared
+            started=dates.now(),
             host=socket.gethostname(),
             version=__version__,
             device="",

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from jobs import evaluate, label, train
-from pipeline import cli, runs
+from pipeline import cli, doctor, runs
 from pipeline.config import EvaluateConfig, LabelConfig, TrainConfig, load
 from pipeline.errors import UserError
 from pipeline.store import Store
@@ -101,7 +101,16 @@ def test_what_is_no_secret_is_taken(uri: str, tmp_path: Path) -> None:
     ("command", "uri"),
     [
         (command, uri)
-        for command in ("status", "verify", "export --format coco --out", "doctor --uri")
+        for command in (
+            "status",
+            "report",
+            "verify",
+            "export --format coco --out",
+            "gallery --out",
+            "canary --out",
+            "review --budget 1 --out",
+            "doctor --uri",
+        )
         for uri in (URIS["password"], f"nosuch://me:{MARK}@host/a?sig={MARK}", f"missing/{URIS['azure']}")
     ]
     + [("status", URIS["aws"])],
@@ -111,7 +120,7 @@ def test_no_sentence_of_patchlabel_quotes_one(
 ) -> None:
     """Secrets of a URI on the screen, and so in the logs of whatever runs the command."""
     if command == "doctor --uri":
-        monkeypatch.setattr(cli.doctor, "_asked", lambda script: {"error": "not asked here"})
+        monkeypatch.setattr(doctor, "_asked", lambda script: {"error": "not asked here"})
     code = cli.main([*command.split(), uri, *([str(tmp_path)] if "--out" in command else [])])
     said = "".join(capsys.readouterr())
     assert (code, betrayed(said)) in ((1, []), (2, []))
