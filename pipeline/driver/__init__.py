@@ -77,7 +77,7 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
         try:
             pool.work(step, signals)
         except LabelingError as error:
-            if pool.founded:  # else no trace is left
+            if pool.founded and pool.snapshot().worker_seconds:  # what nobody has worked for leaves no trace
                 recording.close(pool.snapshot(), f"stopped: {error}")
             raise
         outcome = pool.outcome(signals[0] if signals else None)

@@ -293,5 +293,7 @@ def test_a_run_with_corrupt_shards_goes_on_and_exits_with_1(config: Path, tmp_pa
         f"commits/{commit.shard_id[:2]}/{commit.shard_id}.json",
         *(output.path for output in commit.outputs.values()),
         *(f"failures/{failure.shard_id}.json" for failure in failures),
+        *(f"history/{path.name}" for path in (tmp_path / "out/history").iterdir()),
+        *(f"report/{name}" for name in ("report.html", "report.json", "throughput.png")),
     }
     assert len(failures) == 2
