@@ -5,10 +5,12 @@ Exit status: 0 all is well; 1 something is wrong with the run, the storage or th
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -83,9 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), FAULTY)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
+    except SystemError as error:  # Ctrl-C may hit compiled code, which then complains of it
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader has seen enough; what is still to be flushed goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAULTY
+    except OSError as error:  # what a store meets is a LabelingError; this is the disk for temporary files
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"{tempfile.gettempdir()} is full; set TMPDIR to a folder with more room", FAULTY)
     return int(code or DONE)
 
 

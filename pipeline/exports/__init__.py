@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline import runs
+from pipeline import outputs, runs, scratch
 from pipeline.errors import UserError
 from pipeline.exports import coco, cvat, fiftyone, huggingface, labelstudio, parquet, yolo
 from pipeline.exports.common import Request, Written, quality_columns
@@ -35,16 +35,21 @@ class Export(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A format, and which options it takes: images beside the labels, polygons in the place of masks."""
+    """A format, and which options it takes: images beside the labels, polygons in the place of masks.
+
+    file: an example of a name, where it is one file; else it is a folder.
+    """
 
     write: Export
+    file: str | None = None
     images: bool = False
     polygons: bool = False
     quality: bool = True
 
 
 EXPORTS: dict[str, Format] = {
-    "coco": Format(write=coco.write, quality=False),  # which takes the columns of each row as they come
+    # Quality columns: coco and fiftyone take those of each row as they come.
+    "coco": Format(write=coco.write, file="instances.json", quality=False),
     "yolo": Format(write=yolo.write, images=True, quality=False),
     "cvat": Format(write=cvat.write, images=True, polygons=True),
     "labelstudio": Format(write=labelstudio.write, images=True, polygons=True),
@@ -88,5 +93,10 @@ def export(
             others = ", ".join(other for other, one in EXPORTS.items() if getattr(one, name))
             raise UserError(f"--{name} is not for --format {format}; it is for {others}.")
     labels = runs.opened(store, run_uri, view)
+    if kind.file is None:
+        outputs.check_folder(store, out, key="--out")
+    else:
+        outputs.check_file(store, out, key="--out", example=kind.file)
     quality = quality_columns(labels) if kind.quality else ()
+    scratch.sweep()  # exports that were killed leave files as large as they are
     return kind.write(Request(labels=labels, out=out, images=images, polygons=polygons, quality=quality))

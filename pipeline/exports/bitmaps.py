@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,3 +59,18 @@ def row_runs(found: Crop, height: int, width: int) -> npt.NDArray[np.int64]:
     places = places[(times == 1) & (places < height * width)]
     lengths: npt.NDArray[np.int64] = np.diff(places, prepend=0, append=height * width)
     return lengths
+
+
+def of_runs(lengths: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """The pixels, bool [height, width], of runs along the rows, background first, from anywhere.
+
+    Raises:
+        ValueError: the runs do not add up to as many pixels.
+
+    >>> of_runs([1, 4, 1], 3, 2).astype(int).tolist()
+    [[0, 1], [1, 1], [1, 0]]
+    """
+    if min(lengths, default=0) < 0 or sum(lengths) != height * width:
+        raise ValueError(f"its runs are not those of {width} x {height} pixels")
+    inside = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(inside, np.array(lengths, np.int64)).reshape(height, width)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from pipeline import scratch
 from pipeline.coco_file import coco_file
-from pipeline.exports.common import Request, Tally, Written, one_file, provenance
+from pipeline.exports.common import Request, Tally, Written, provenance
 
 
 def write(request: Request, /) -> Written:
@@ -17,10 +16,9 @@ def write(request: Request, /) -> Written:
     is not known; an image that people have corrected has the number of the corrections in `corrected`. Quarantined
     images, which have no size, are not in it.
     """
-    one_file(request, "instances.json")
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch:
-        path = Path(scratch) / "export.json"
+    with scratch.folder() as local:
+        path = local / "export.json"
         info: dict[str, Any] = {}
         with coco_file(path, info, request.labels.categories) as file:
             for item in tally.sized(request):

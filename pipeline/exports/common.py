@@ -219,18 +219,6 @@ def for_xml(text: str) -> str:
     return _NO_XML.sub("\ufffd", text)
 
 
-def one_file(request: Request, example: str) -> None:
-    """Make sure that a format of one file can be written where it is asked for.
-
-    Raises:
-        UserError: `out` is a folder.
-    """
-    if request.out.endswith("/"):
-        raise UserError(
-            f"--out is {redact(request.out)}, a folder; name the file, for example {redact(request.out)}{example}."
-        )
-
-
 def attributes(row: ImageLabels, index: int, quality: Iterable[str]) -> dict[str, float | None]:
     """Score and quality columns of an instance, rounded to six decimals; None for what is not known."""
     columns = {"score": row.instances.scores, **{name: row.instances.quality.get(name) for name in quality}}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from pipeline import polygons
+from pipeline import polygons, scratch
 from pipeline.exports import bitmaps
 from pipeline.exports.common import Item, Request, Tally, Written, attributes, folder, for_xml
 from pipeline.exports.parts import TextParts
@@ -29,13 +27,13 @@ def write(request: Request, /) -> Written:
     it.
     """
     tally = Tally()
-    labels = _labels(request)
+    labels = raw_labels(request)
     groups = 0
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
-        head, tail = _head(request, labels), "</annotations>\n"
-        with TextParts(files, Path(scratch), "annotations-{}.xml", head=head, tail=tail, entries=_IMAGES) as parts:
+    with folder(request) as files, scratch.folder() as local:
+        head, tail = xml_head(request, labels), "</annotations>\n"
+        with TextParts(files, local, "annotations-{}.xml", head=head, tail=tail, entries=_IMAGES) as parts:
             for number, item in enumerate(tally.sized(request)):
-                parts.write("".join(_image(item, number, request, groups)))
+                parts.write("".join(xml_image(item, number, request, groups)))
                 groups += len(item.row.instances)
                 if item.image is not None:
                     files.put(f"images/{item.name}", item.image.data)
@@ -43,7 +41,7 @@ def write(request: Request, /) -> Written:
         return tally.written(request, files.bytes)
 
 
-def _labels(request: Request) -> list[dict[str, Any]]:
+def raw_labels(request: Request) -> list[dict[str, Any]]:
     """The labels as CVAT's raw editor takes them."""
     attributes = [
         {"name": name, "mutable": False, "input_type": "text", "default_value": "", "values": []}
@@ -53,7 +51,8 @@ def _labels(request: Request) -> list[dict[str, Any]]:
     return [{"name": for_xml(one.name), "type": kind, "attributes": attributes} for one in request.labels.categories]
 
 
-def _head(request: Request, labels: list[dict[str, Any]]) -> str:
+def xml_head(request: Request, labels: list[dict[str, Any]]) -> str:
+    """What stands before the images."""
     lines = [
         '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task>',
         f"<name>{_text(request.labels.manifest.run_id)}</name>",
@@ -70,7 +69,7 @@ def _head(request: Request, labels: list[dict[str, Any]]) -> str:
     return "".join([*lines, "</labels></task></meta>\n"])
 
 
-def _image(item: Item, number: int, request: Request, groups: int) -> Iterator[str]:
+def xml_image(item: Item, number: int, request: Request, groups: int) -> Iterator[str]:
     """An image with its shapes; groups: how many instances the images before have."""
     row, names = item.row, {category.id: category.name for category in request.labels.categories}
     name = row.key if item.image is None else item.name

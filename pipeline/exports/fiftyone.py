@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
-import tempfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import scratch
 from pipeline.exports import bitmaps
 from pipeline.exports.common import Item, Request, Tally, Written, attributes, folder, provenance
 from pipeline.store import local_path, scheme
@@ -34,8 +33,8 @@ def write(request: Request, /) -> Written:
     it. FiftyOne reads the file whole.
     """
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
-        path = Path(scratch) / "samples.json"
+    with folder(request) as files, scratch.folder() as local:
+        path = local / "samples.json"
         with path.open("w", encoding="utf-8") as file:
             file.write('{"samples": [')
             for number, item in enumerate(tally.sized(request)):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
+from pipeline import scratch
 from pipeline.exports.common import Item, Request, Tally, Written, folder, provenance
 from pipeline.exports.parquet import known
 from pipeline.exports.parts import TableParts
@@ -38,8 +37,8 @@ def write(request: Request, /) -> Written:
     tally = Tally()
     indices = {category.id: index for index, category in enumerate(request.labels.categories)}
     schema = _schema(request)
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
-        with TableParts(files, Path(scratch), "data/train-{}.parquet", schema) as rows:
+    with folder(request) as files, scratch.folder() as local:
+        with TableParts(files, local, "data/train-{}.parquet", schema) as rows:
             for item in tally.sized(request):
                 rows.add(_row(item, schema, indices))
         files.put_last("README.md", _card(request).encode())

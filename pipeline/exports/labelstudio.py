@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -14,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from pipeline import polygons
+from pipeline import polygons, scratch
 from pipeline.exports import bitmaps
 from pipeline.exports.common import Item, Request, Tally, Written, attributes, folder, for_xml
 from pipeline.exports.parts import TextParts
@@ -39,12 +37,12 @@ def write(request: Request, /) -> Written:
     are not in it.
     """
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
+    with folder(request) as files, scratch.folder() as local:
         with TextParts(
-            files, Path(scratch), "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
+            files, local, "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
         ) as parts:
             for item in tally.sized(request):
-                parts.write(json.dumps(_task(item, request), allow_nan=False))
+                parts.write(json.dumps(task(item, request), allow_nan=False))
                 if item.image is not None:
                     files.put(f"images/{item.name}", item.image.data)
         files.put_last("label_config.xml", label_config(request.labels.categories, request.polygons).encode())
@@ -73,6 +71,74 @@ def brush(runs: npt.NDArray[np.int64]) -> list[int]:
     """
     coded: list[int] = _packed(runs * 4, np.array(_SIZES)).tolist()
     return coded
+
+
+def unbrush(data: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """The pixels, bool [height, width], of a mask in Label Studio's coding, from anywhere; see `brush`.
+
+    Those of which the fourth channel is half or more are the mask's.
+
+    Raises:
+        ValueError: it breaks off, or is of another number of pixels.
+    """
+    try:
+        found = np.array(data, np.int64)
+    except (ValueError, TypeError, OverflowError):
+        found = np.full(1, -1)
+    if found.ndim != 1 or (found < 0).any() or (found > 255).any():
+        raise ValueError("its brush strokes are no list of bytes")
+    bits = np.unpackbits(found.astype(np.uint8))
+    alpha = np.zeros(height * width, np.uint8)
+    if not _unpacked(bits, alpha):
+        raise ValueError(f"its brush strokes are not those of {width} x {height} pixels")
+    return alpha.reshape(height, width) > _ALPHA // 2
+
+
+@njit(nogil=True, cache=True)
+def _unpacked(bits: Any, alpha: Any) -> Any:
+    """Every fourth value goes to `alpha`; whether all was sound."""
+    if len(bits) < 53:
+        return False
+    number = 0
+    for bit in bits[:32]:
+        number = number * 2 + bit
+    if number != 4 * len(alpha):
+        return False
+    word = 1 + bits[32] * 16 + bits[33] * 8 + bits[34] * 4 + bits[35] * 2 + bits[36]
+    sizes = np.zeros(4, np.int64)
+    for place in range(4):
+        for bit in bits[37 + 4 * place : 41 + 4 * place]:
+            sizes[place] = sizes[place] * 2 + bit
+        sizes[place] += 1
+    used, done = 53, 0
+    while done < number:
+        if used + 3 > len(bits):
+            return False
+        repeated = bits[used]
+        size = sizes[2 * bits[used + 1] + bits[used + 2]]
+        used += 3
+        if used + size > len(bits):
+            return False
+        length = 0
+        for bit in bits[used : used + size]:
+            length = length * 2 + bit
+        length += 1
+        used += size
+        if done + length > number:
+            return False
+        value = 0
+        for place in range(done, done + length):
+            if place == done or not repeated:
+                if used + word > len(bits):
+                    return False
+                value = 0
+                for bit in bits[used : used + word]:
+                    value = value * 2 + bit
+                used += word
+            if place % 4 == 3:
+                alpha[place // 4] = min(value, 255)
+        done += length
+    return True
 
 
 @njit(nogil=True, cache=True)
@@ -111,7 +177,8 @@ def _packed(runs: Any, sizes: Any) -> Any:
     return packed
 
 
-def _task(item: Item, request: Request) -> dict[str, Any]:
+def task(item: Item, request: Request) -> dict[str, Any]:
+    """The task of an image, with its masks as a prediction."""
     row, manifest = item.row, request.labels.manifest
     results = list(_regions(item, request))
     prediction: dict[str, Any] = {"model_version": f"{manifest.run_id}/{manifest.fingerprint}", "result": results}

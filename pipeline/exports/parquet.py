@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline import scratch
 from pipeline.exports.common import Item, Request, Tally, Written, folder, provenance
 from pipeline.exports.parts import TableParts
 
@@ -60,8 +59,7 @@ def write(request: Request, /) -> Written:
     """
     tally = Tally()
     names = {category.id: category.name for category in request.labels.categories}
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
-        local = Path(scratch)
+    with folder(request) as files, scratch.folder() as local:
         with (
             TableParts(files, local, "images/images-{}.parquet", IMAGES) as images,
             TableParts(files, local, "instances/instances-{}.parquet", instance_schema(request.quality)) as instances,

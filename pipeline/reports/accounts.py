@@ -70,7 +70,9 @@ def _sections(account: Account) -> Iterator[Section]:
 
 
 def _time(account: Account) -> Section:
-    plots = [Plot(png=_throughput(account), text="Images a minute over the time of the run")]
+    plots = []
+    if account.throughput:
+        plots.append(Plot(png=_throughput(account), text="Images a minute over the time of the run"))
     rows: tuple[tuple[Cell, ...], ...] = ()
     if total := sum(account.stages.values()):
         names = [_STEPS[step] for step in account.stages]
@@ -141,7 +143,7 @@ def _labels(account: Account) -> Section:
     means = tuple((name, _mean(one)) for name, one in found.items() if one is not None)
     return Section(
         title="Labels",
-        text=f"Of {shards:,} of {of:,} shards that are done.",
+        text=f"Of {shards:,} of {of:,} shards that are done" + (f"; {account.view}." if account.view else "."),
         tables=(
             *([Table(columns=("class", "masks", "%"), rows=rows)] if rows else []),
             *([Table(columns=("", "mean"), rows=means)] if means else []),

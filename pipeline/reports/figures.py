@@ -152,6 +152,33 @@ def histograms(columns: Mapping[str, tuple[float, float, Sequence[int]]], *, tit
         return _png(figure)
 
 
+def intervals(
+    names: Sequence[str], values: Sequence[tuple[float, float, float]], *, target: float, title: str
+) -> bytes:
+    """For each name, the first on top, a share with its bounds (low, value, high) in 0..1, shown in percent.
+
+    What is below the target, at all or by its bounds, is told by its colour. Of many, the lowest are shown.
+    """
+    shown = list(range(len(names)))
+    if len(names) > MOST_BARS:
+        shown = sorted(sorted(shown, key=lambda index: values[index][1])[:MOST_BARS])
+        title = f"{title}: the {MOST_BARS} lowest of {len(names)}"
+    with _page(5.2, 1.0 + 0.24 * len(shown)) as (figure, axes):
+        axes.axvline(100 * target, color="#9ca3af", linestyle="--", linewidth=1.2, label=f"target {100 * target:g} %")
+        for place, index in enumerate(shown):
+            low, value, high = (100 * share for share in values[index])
+            colour = COLOURS["boundary"] if high < 100 * target else COLOURS["mask"]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+            axes.plot(value, place, marker="o", markersize=5.5, color=colour)
+        least = min([100 * target, *(100 * values[index][0] for index in shown)])
+        axes.set_yticks(range(len(shown)), [_short(names[index]) for index in shown])
+        axes.set(title=title, xlabel="percent", xlim=(max(-1, least - 5), 101), ylim=(len(shown) - 0.4, -0.6))
+        axes.grid(True, axis="x")
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper right", fontsize=8)
+        return _png(figure)
+
+
 @contextmanager
 def _page(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of a size in inches, without the global state of pyplot."""
