@@ -233,7 +233,7 @@ def _of_run(uri: str, truth: Mapping[str, Any], store: Store, keys: Keys | None,
     notes = fit(((one.id, one.name) for one in manifest.categories), truth, where)
     if left := len(ledger.pending(manifest, ledger.committed_ids(store, uri))):
         notes.append(f"{redact(uri)}: {left} shards are not committed; their images are not measured")
-    if versions := labels.corrections.versions:
+    if versions := labels.corrections.counting:
         corrected = sum(one.counts.get("images", 0) for one in versions)
         notes.append(f"{redact(uri)}: people have corrected {corrected} images, which are measured as they left them")
     return Predictions(

@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import __version__, dates, shards, sinks
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UserError
 from pipeline.records import ImageLabels, Instances, Manifest, Output
 from pipeline.store import Store, join, name, redact
 
@@ -34,7 +34,7 @@ class Version:
 
     number: from 1. created: for people, never compared. by: who answers for it. source, source_sha256: the file that it
     was read from. counts: what was done, in masks (`kept`, `changed`, `added`, `removed`) and in images (`images`).
-    outputs: by shard, the file with its rows.
+    outputs: by shard, the file with its rows. undoes: the version that this one takes back; 0 where it brings rows.
     """
 
     number: int
@@ -45,6 +45,7 @@ class Version:
     version: str
     counts: Mapping[str, int]
     outputs: Mapping[str, Output]
+    undoes: int = 0
 
 
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
@@ -57,8 +58,17 @@ class Corrections:
     run_uri: str
     versions: tuple[Version, ...] = ()
 
+    @property
+    def counting(self) -> tuple[Version, ...]:
+        """Those that nobody has taken back, oldest first; what takes another one back can be taken back, too."""
+        undone: set[int] = set()
+        for one in reversed(self.versions):
+            if one.undoes and one.number not in undone:
+                undone.add(one.undoes)
+        return tuple(one for one in self.versions if one.number not in undone)
+
     def of(self, shard_id: str) -> list[tuple[int, Output]]:
-        """The files with rows of a shard, oldest first, each with the number of its version."""
+        """The files with rows of a shard, of all versions, oldest first, each with the number of its version."""
         return [(one.number, one.outputs[shard_id]) for one in self.versions if shard_id in one.outputs]
 
     def rows(self, store: Store, shard_id: str) -> dict[str, ImageLabels]:
@@ -68,7 +78,8 @@ class Corrections:
             StoreError: a file is missing, damaged, or not the one that was written.
         """
         found: dict[str, ImageLabels] = {}
-        for number, output in self.of(shard_id):
+        counting = {one.number for one in self.counting}
+        for number, output in (pair for pair in self.of(shard_id) if pair[0] in counting):
             with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
                 path = shards.fetch(store, self.run_uri, output, Path(folder))
                 for row in shards.read_parquet(path, shard_id).rows:
@@ -127,8 +138,40 @@ def write(
     return _claim(store, run_uri, version)
 
 
-def copy(store: Store, from_uri: str, to_uri: str, version: Version, shard_ids: Collection[str]) -> Version:
+def undo(store: Store, run_uri: str, number: int, *, by: str) -> Version:
+    """Take a version back, as a new version; both stay in the history.
+
+    Raises:
+        UserError: there is no such version, or it was taken back already.
+        StoreError: the storage failed.
+    """
+    corrections = read(store, run_uri)
+    known = {one.number: one for one in corrections.versions}
+    if number not in known:
+        names = ", ".join(map(str, known)) or "none"
+        raise UserError(f"--undo {number}: {redact(run_uri)} has no such corrections; it has {names}")
+    if number not in {one.number for one in corrections.counting}:
+        raise UserError(f"--undo {number}: these corrections were taken back already")
+    version = Version(
+        number=0,
+        created=dates.now(),
+        by=by,
+        source=f"undo of version {number}",
+        source_sha256=hashlib.sha256(f"undo {_attempt()}".encode()).hexdigest(),
+        version=__version__,
+        counts={},
+        outputs={},
+        undoes=number,
+    )
+    return _claim(store, run_uri, version)
+
+
+def copy(
+    store: Store, from_uri: str, to_uri: str, version: Version, shard_ids: Collection[str], *, undoes: int = 0
+) -> Version:
     """Lay a version of one run over another one that has the same images, but for shards that are not named.
+
+    `undoes`: the number that the version which it takes back has there.
 
     Raises:
         StoreError: a file of it is missing or damaged, or the storage failed; nothing counts then.
@@ -139,7 +182,7 @@ def copy(store: Store, from_uri: str, to_uri: str, version: Version, shard_ids: 
             path = shards.fetch(store, from_uri, version.outputs[shard_id], Path(folder))
             outputs[shard_id] = replace(version.outputs[shard_id], path=f"{FOLDER}/{shard_id}-{attempt}.parquet")
             store.put(join(to_uri, outputs[shard_id].path), path)
-    return _claim(store, to_uri, replace(version, outputs=outputs))
+    return _claim(store, to_uri, replace(version, outputs=outputs, undoes=undoes))
 
 
 def _attempt() -> str:

@@ -22,7 +22,7 @@ from pipeline.errors import StoreError, UserError
 from pipeline.parallel import ahead
 from pipeline.records import Base, Commit, ImageLabels, ImageRecord, Instances, LabelerInfo, Manifest, Shard
 from pipeline.shard_list import ShardList
-from pipeline.store import Store, redact
+from pipeline.store import Store, absolute, join, redact
 
 log = logging.getLogger("pipeline.run")
 
@@ -35,10 +35,12 @@ def divide(config: LabelConfig, todo: ShardList, store: Store) -> tuple[ShardLis
     """Which of the shards to do are labelled, and which are taken from the base.
 
     Raises:
-        UserError: there is no run at `run.base`, none of these shards is done there, or the request fits nothing.
+        UserError: there is no other run at `run.base`, none of these shards is done there, or the request fits nothing.
     """
     if config.run.base is None:
         return todo, ShardList.of(())
+    if join(absolute(config.run.base), "") == join(config.output.uri, ""):
+        raise UserError(f"run.base: {redact(config.run.base)} is output.uri itself; give another output.uri")
     asked, where = config.run.relabel, f"run.base: {redact(config.run.base)}"
     base = _manifest(config.run.base, store)
     _category_ids(config, base)
@@ -76,6 +78,7 @@ def take(config: LabelConfig, manifest: Manifest, taken: ShardList, store: Store
     """Commit shards as they are in the base -> how many; and take over what people corrected there.
 
     Raises:
+        UserError: the base has shards from a third run, which is no more.
         StoreError: a commit of the base has vanished or is damaged, or the storage failed.
     """
     if config.run.base is None:
@@ -83,11 +86,15 @@ def take(config: LabelConfig, manifest: Manifest, taken: ShardList, store: Store
     base = _manifest(config.run.base, store)
     ids = set(taken.ids.to_pylist())
     wanted = (found for shard, found in ledger.read(store, config.run.base, base) if shard.id in ids)
+    homes = {config.run.base}
 
     def commit(found: Commit | StoreError) -> bool:
         if isinstance(found, StoreError):
             raise found
         assert config.run.base is not None
+        if (home := runs.home(config.run.base, found)) not in homes:
+            _manifest(home, store)
+            homes.add(home)
         return ledger.commit(store, config.output.uri, _referring(found, config.run.base, base))
 
     count = sum(1 for _ in ahead(commit, wanted, threads=_THREADS)) if ids else 0
@@ -248,13 +255,15 @@ def _together(old: Instances, new: Instances, quality: tuple[str, ...]) -> Insta
 
 def _carry(base_uri: str, run_uri: str, manifest: Manifest, store: Store) -> None:
     """Let the corrections of the base lie over the new run, too; those that do already are left."""
-    there = {(one.source_sha256, one.created) for one in corrections.read(store, run_uri).versions}
-    known = ShardList.of(manifest.shards)
+    there = {(one.source_sha256, one.created): one.number for one in corrections.read(store, run_uri).versions}
+    known, numbers = ShardList.of(manifest.shards), dict[int, int]()
     for version in corrections.read(store, base_uri).versions:
-        if (version.source_sha256, version.created) in there:
+        if (number := there.get((version.source_sha256, version.created))) is not None:
+            numbers[version.number] = number
             continue
         kept = known.known(version.outputs)
         if lost := len(version.outputs) - len(kept):
             log.warning("corrections %d of run.base: %d shards are not in this run", version.number, lost)
-        corrections.copy(store, base_uri, run_uri, version, kept)
+        undoes = numbers.get(version.undoes, 0)
+        numbers[version.number] = corrections.copy(store, base_uri, run_uri, version, kept, undoes=undoes).number
         log.info("corrections %d of run.base, by %s, lie over this run, too", version.number, version.by)

@@ -29,7 +29,7 @@ class Status:
     shards = done + failed + pending, where a shard has failed if its last attempt did and nothing was committed since;
     it is tried again when the run is started again; `taken` of those done are from another run. images = labelled +
     empty + quarantined. seconds: working time of the shards that were done here, over all workers. corrections: how
-    many versions there are of them, corrected: how many images they brought, one that came twice counting twice.
+    many versions of them count, corrected: how many images they brought, one that came twice counting twice.
     """
 
     uri: str
@@ -68,7 +68,7 @@ def status(store: Store, run_uri: str) -> Status:
     failures = ledger.failures(store, run_uri)
     not_done = pending.known([failure.shard_id for failure in failures])
     failures = [failure for failure in failures if failure.shard_id in not_done]
-    versions = corrections.read(store, run_uri).versions
+    corrected = corrections.read(store, run_uri)
     return Status(
         uri=redact(run_uri),
         run_id=manifest.run_id,
@@ -87,8 +87,8 @@ def status(store: Store, run_uri: str) -> Status:
         instances=totals.instances,
         seconds=round(totals.seconds, 3),
         images_per_second=round(totals.images_done / totals.seconds, 3) if totals.seconds else None,
-        corrections=len(versions),
-        corrected=sum(version.counts.get("images", 0) for version in versions),
+        corrections=len(corrected.counting),
+        corrected=sum(version.counts.get("images", 0) for version in corrected.counting),
         failures=tuple(failures),
     )
 

@@ -6,6 +6,7 @@ import getpass
 
 import click
 
+from pipeline import corrections
 from pipeline.cli.common import (
     DONE,
     PLACE,
@@ -51,12 +52,11 @@ def apply_command(
     if undo is not None:
         if dry_run:
             raise click.UsageError("--dry-run is for --corrections")
-        version = applying.undo(store, run_uri, undo, by=by, view=view)
+        version = corrections.undo(store, run_uri, undo, by=by)
         if as_json:
-            print_json({"version": version.number, "undoes": undo, "images": version.counts["images"]})
+            print_json({"version": version.number, "undoes": undo})
         else:
-            images = counted(version.counts["images"], "image")
-            click.echo(f"version {version.number}: {images} as before version {undo}, which stays in the history")
+            click.echo(f"version {version.number} takes version {undo} back, which stays in the history")
         return DONE
     assert file is not None
     found = applying.apply(store, run_uri, file, by=by, view=view, dry_run=dry_run)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline import corrections, ledger, masks, runs
-from pipeline.corrections import Version
+from pipeline import corrections, masks, runs
+from pipeline.corrections import Corrections
 from pipeline.errors import UserError
 from pipeline.records import Category, ImageLabels, Instances
 from pipeline.review import locating, reading
@@ -23,7 +21,6 @@ from pipeline.view import View
 #: What is drawn anew is a changed mask from this IoU on with one that was there; else one is gone and another new.
 _SAME = 0.5
 #: How a version says that it takes another one back.
-_UNDONE = "undo of version {}"
 #: What can happen to masks, in this order.
 KINDS = ("kept", "changed", "relabelled", "added", "removed", "hidden")
 
@@ -64,7 +61,7 @@ def apply(store: Store, run_uri: str, file: str, *, by: str, view: View, dry_run
     labels = runs.opened(store, run_uri)
     classes = _classes(labels, view)
     found = reading.read(file, store)
-    if (before := _before(labels.corrections.versions, found.sha256)) is not None:
+    if (before := _before(labels.corrections, found.sha256)) is not None:
         return Applied(format=found.format, number=None, before=before, counts={}, left_out=found.left_out, overlaid=0)
     rows: dict[str, list[ImageLabels]] = {}
     counts: Counter[str] = Counter(images=0) | Counter(dict.fromkeys(KINDS, 0))
@@ -98,46 +95,6 @@ def apply(store: Store, run_uri: str, file: str, *, by: str, view: View, dry_run
     )
 
 
-def undo(store: Store, run_uri: str, number: int, *, by: str, view: View) -> Version:
-    """Bring the rows of before a version back, as a new version. What later versions have corrected again stays.
-
-    Rows of the model come back as the view shows them, as thresholds do not apply to what is a correction.
-
-    Raises:
-        UserError: there is no such version, or all that it brought was corrected again.
-        StoreError: the storage failed, or a data object of the run is damaged.
-    """
-    labels = runs.opened(store, run_uri)
-    versions = {one.number: one for one in labels.corrections.versions}
-    if number not in versions:
-        known = ", ".join(map(str, versions)) or "none"
-        raise UserError(f"--undo {number}: {redact(run_uri)} has no such corrections; it has {known}")
-    thresholds = replace(view, taxonomy=None)
-    earlier = replace(
-        labels, corrections=replace(labels.corrections, versions=tuple(v for n, v in versions.items() if n < number))
-    )
-    rows: dict[str, list[ImageLabels]] = {}
-    for shard_id in versions[number].outputs:
-        brought = labels.corrections.rows(store, shard_id)
-        keys = {key for key, row in brought.items() if row.corrected == number}
-        commit = ledger.read_commit(store, run_uri, shard_id)
-        if keys and commit is not None:
-            only = earlier.only({shard_id: keys})
-            rows[shard_id] = [thresholds.row(row, labels.manifest.categories) for row in only.rows(commit)]
-    if not rows:
-        raise UserError(f"--undo {number}: all images of these corrections were corrected again since")
-    return corrections.write(
-        store,
-        run_uri,
-        labels.manifest,
-        rows,
-        by=by,
-        source=_UNDONE.format(number),
-        source_sha256=hashlib.sha256(f"{number} {versions[number].source_sha256}".encode()).hexdigest(),
-        counts={"images": sum(map(len, rows.values()))},
-    )
-
-
 def _classes(labels: Labels, view: View) -> dict[str, int]:
     """The ids of the run's own classes by the names that people have seen."""
     names = {one.id: one.name for one in labels.manifest.categories}
@@ -153,18 +110,9 @@ def _classes(labels: Labels, view: View) -> dict[str, int]:
     return {name: id_ for id_, name in names.items()}
 
 
-def _before(versions: Sequence[Version], sha256: str) -> int | None:
-    """The version that a file was already; None where it was not, or was undone."""
-    undone: set[int] = set()
-    for one in reversed(versions):
-        undoes = re.fullmatch(_UNDONE.format(r"(\d+)"), one.source)
-        if one.number in undone:
-            continue
-        if undoes:
-            undone.add(int(undoes.group(1)))
-        elif one.source_sha256 == sha256:
-            return one.number
-    return None
+def _before(found: Corrections, sha256: str) -> int | None:
+    """The version that a file was already; None where it was not, or was taken back."""
+    return next((one.number for one in found.counting if one.source_sha256 == sha256), None)
 
 
 def _corrected(

@@ -222,8 +222,12 @@ def test_undo_brings_back_what_was_before_and_leaves_later_work(store: Store, ru
     assert cli.main(["apply", run, "--undo", "1", "--by", "bert"]) == 0
     after = standing(store, run)
     assert (after[one].corrected, len(after[one].instances)) == (2, 0)
-    assert after[two].instances.counts == before[two].instances.above(0.5).counts
+    assert after[two].instances.counts == before[two].instances.counts
+    assert after[two].corrected == 0
     assert cli.main(["apply", run, "--undo", "2"]) == 0
+    assert standing(store, run)[one].instances.counts == before[one].instances.counts
+    assert cli.main(["apply", run, "--undo", "1"]) == 2
+    assert cli.main(["apply", run, "--undo", "3"]) == 0  # what took the first back
     assert len(standing(store, run)[one].instances) == 1
     assert [version.by for version in corrections.read(store, run).versions][:3] == ["anna", "anna", "bert"]
     assert verify(store, run).faults == ()

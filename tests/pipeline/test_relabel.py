@@ -177,6 +177,30 @@ def test_a_run_that_was_relabelled_is_a_base_like_any(store: Store, old: str, tm
     assert verify(store, str(tmp_path / "third")).faults == ()
 
 
+def test_a_base_whose_own_base_was_removed_is_refused(store: Store, old: str, tmp_path: Path) -> None:
+    """A run that is complete by its commits, of which nothing can be read."""
+    second = config_from(old, shards=["*/1.tar"])
+    work(store, second)
+    Path(old).rename(tmp_path / "gone")
+    third = replace(
+        second,
+        output=replace(second.output, uri=str(tmp_path / "third")),
+        run=replace(second.run, base=second.output.uri, relabel=RelabelConfig(shards=("*/2.tar",))),
+    )
+    with pytest.raises(UserError, match=r"run\.base: .*/old is no labeling run"):
+        work(store, third)
+
+
+def test_a_run_is_not_its_own_base(store: Store, old: str) -> None:
+    """Its commits would name data objects of the run itself as another's, and its corrections come twice."""
+    config = config_from(old, shards=["*/1.tar"])
+    manifest = ledger.read_manifest(store, old)
+    for uri in (old, f"{old}/"):
+        own = replace(config, output=replace(config.output, uri=uri))
+        with pytest.raises(UserError, match=r"run\.base: .* is output\.uri itself; give another output\.uri"):
+            relabel.divide(own, ShardList.of(manifest.shards), store)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -213,3 +237,20 @@ def test_a_base_changes_what_labels_depend_on(old: str) -> None:
     config = config_from(old, classes=["dark"])
     assert config.labels_depend_on()["run"]["base"] == old
     assert "run" not in replace(config, run=replace(config.run, base=None, relabel=RelabelConfig())).labels_depend_on()
+
+
+def test_what_was_taken_back_stays_taken_back(store: Store, old: str, tmp_path: Path) -> None:
+    """Corrections that somebody undid must not come to life in the next run, where versions have other numbers."""
+    manifest = ledger.read_manifest(store, old)
+    commit = commit_of(store, old, manifest, 1)
+    row = max(runs.rows(store, old, commit), key=lambda row: len(row.instances))
+    for kept in (0, 1):
+        by_hand = replace(row, instances=row.instances.where(np.arange(len(row.instances)) == kept))
+        said = {"by": "anna", "source": "a.json", "source_sha256": str(kept) * 64, "counts": {"images": 1}}
+        corrections.write(store, old, manifest, {commit.shard_id: [by_hand]}, **said)  # type: ignore[arg-type]
+    corrections.undo(store, old, 2, by="bert")
+    config = config_from(old, shards=["*/2.tar"])
+    made, _ = work(store, config)
+    relabel.take(config, made, ShardList.of(()), store)
+    assert [one.undoes for one in corrections.read(store, config.output.uri).versions] == [0, 0, 2]
+    assert rows(store, config.output.uri)[row.key].instances.counts == row.instances.counts[:1]
