@@ -118,7 +118,7 @@ def draw(labels: Labels, per_class: int, *, seed: int, bands: Slices | None = No
         version=__version__,
         created=dates.now(),
         state=State(commits=digest.hexdigest(), corrections=_digest(labels.corrections)),
-        corrections=len(labels.corrections.versions),
+        corrections=len(labels.corrections.counting),
         labelers=dict(labels.done),
         config=json.loads(json.dumps(labels.manifest.config)),
         view={
@@ -170,7 +170,7 @@ def check(plan: Plan, labels: Labels) -> None:
             "do not speak for it; draw a new one"
         )
     if now.corrections != plan.state.corrections:
-        count = len(labels.corrections.versions)
+        count = len(labels.corrections.counting)
         raise UserError(
             f"{redact(labels.uri)} was corrected since the sample was drawn ({plan.corrections} versions then, {count} "
             "now), so the answers do not speak for it; draw a new one"
@@ -204,7 +204,7 @@ def read(store: Store, out: str) -> Plan:
 
 def _digest(corrections: Corrections) -> str:
     digest = hashlib.sha256()
-    for version in corrections.versions:
+    for version in corrections.counting:
         for shard_id, output in sorted(version.outputs.items()):
             digest.update(f"{version.number} {shard_id} {output.sha256}\n".encode())
     return digest.hexdigest()
