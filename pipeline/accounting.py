@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
@@ -69,13 +69,15 @@ class Histogram:
 class Account:
     """Everything that a report of a run shows.
 
-    status: as `patchlabel status` tells it. stages: seconds by step, over all workers. throughput: (minute since the
-    first commit, images a minute), by the clocks of the workers. workers: the slowest of (worker, images, seconds).
-    slowest: (shard URI, images, seconds), by seconds an image. sampled: of how many of the shards classes (instances by
-    name), scores and qualities are. commits_sha256: over all commits, in the order of the manifest.
+    status: as `patchlabel status` tells it. view: how classes, scores and qualities were looked at. stages: seconds by
+    step, over all workers. throughput: (minute since the first commit, images a minute), by the clocks of the workers.
+    workers: the slowest of (worker, images, seconds). slowest: (shard URI, images, seconds), by seconds an image.
+    sampled: of how many of the shards classes (instances by name), scores and qualities are. commits_sha256: over all
+    commits, in the order of the manifest.
     """
 
     status: Status
+    view: str
     config: Mapping[str, object]
     fingerprints: Mapping[str, int]
     version: str
@@ -111,14 +113,13 @@ def account(store: Store, run_uri: str, view: View = View(), *, price: float | N
         StoreError: something of it is damaged, or the storage failed.
     """
     labels = runs.opened(store, run_uri, view)
-    sums, sample = _Sums(), list[Commit]()
-    for commit in labels.commits():
-        sums.add(commit)
-        sample = heapq.nsmallest(SAMPLED_SHARDS, [*sample, commit], key=_rank)
+    sums = _Sums()
+    sample = heapq.nsmallest(SAMPLED_SHARDS, sums.adding(labels.commits()), key=_rank)
     drivers = history.read(store, run_uri)
     classes, scores, qualities = _values(labels, sample)
     return Account(
         status=runs.status(store, run_uri),
+        view=str(view),
         config=labels.manifest.config,
         fingerprints=dict(labels.done),
         version=__version__,
@@ -155,7 +156,14 @@ class _Sums:
     workers: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
     slowest: list[tuple[float, str, int, float]] = field(default_factory=list)
 
+    def adding(self, commits: Iterable[Commit]) -> Iterator[Commit]:
+        """The commits, each added as it passes."""
+        for commit in commits:
+            self.add(commit)
+            yield commit
+
     def add(self, commit: Commit) -> None:
+        """Add one."""
         self.digest.update(digest_of(commit))
         if commit.base is not None:
             return
@@ -169,7 +177,8 @@ class _Sums:
         worker[0] += commit.images
         worker[1] += commit.seconds
         entry = (commit.seconds / max(1, commit.images), commit.shard_id, commit.images, commit.seconds)
-        self.slowest = heapq.nlargest(SLOWEST, [*self.slowest, entry])
+        if len(self.slowest) < SLOWEST or entry > self.slowest[-1]:
+            self.slowest = heapq.nlargest(SLOWEST, [*self.slowest, entry])
 
 
 def _rank(commit: Commit) -> str:

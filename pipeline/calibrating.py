@@ -121,7 +121,8 @@ def _result(found: Gathered, run: str, truth: str, calibration: Calibration, wor
 def gather(store: Store, run: str, truth: str, *, iou: float) -> Gathered:
     """What became of the masks of a run, as the model labelled them, on the images of a truth.
 
-    Quarantined images are left out, and so are masks in crowd regions that match nothing.
+    Quarantined images are left out, and so are masks in crowd regions that match nothing, and those of classes that the
+    truth does not name: nobody has looked for their objects.
     """
     manifest = ledger.read_manifest(store, run)
     try:
@@ -137,6 +138,7 @@ def gather(store: Store, run: str, truth: str, *, iou: float) -> Gathered:
     objects: Counter[int] = Counter()
     images = others = 0
     sizes = {image["id"]: (image["height"], image["width"]) for image in known["images"]}
+    judged = [one["id"] for one in known["categories"]]
     for rows in runs.batches(runs.read_rows(store, run), _AT_ONCE):
         ids = matcher.match(row.key for row in rows)
         others += len(rows) - len(ids)
@@ -146,7 +148,8 @@ def gather(store: Store, run: str, truth: str, *, iou: float) -> Gathered:
             of_image = annotations.get(ids[row.key], [])
             images += 1
             objects.update(one["category_id"] for one in of_image if not one["iscrowd"])
-            _add(parts, row, of_image, sizes[ids[row.key]], iou)
+            of_truth = row.instances.where(np.isin(row.instances.category_ids, judged))
+            _add(parts, replace(row, instances=of_truth), of_image, sizes[ids[row.key]], iou)
     if not images:
         raise UserError(
             f"--truth: none of the images of {redact(run)} is one of {redact(truth)}, whose file names are like "

@@ -14,17 +14,21 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import PurePosixPath
 
-from pipeline import churn, images, originals
+from pipeline import churn, images, ledger, originals
 from pipeline.churn import ClassChurn, Difference
 from pipeline.config import LabelConfig
-from pipeline.errors import ImageError, UserError
+from pipeline.errors import ImageError, RunError, UserError
+from pipeline.founding import changes, located
 from pipeline.records import Category, Commit, ImageLabels
 from pipeline.reports import pictures, webpage
 from pipeline.reports.sections import Cell, Example, Section, Table, percent
 from pipeline.runs import Labels
 from pipeline.sources.common import has_image_name
 from pipeline.store import Store, join, redact
+from pipeline.store import name as file_name
 
+#: Where in its place a canary has its sample, and the run that labels it.
+IMAGES, RUN = "images", "run"
 #: So many shards are read at most, so that a sample of a large run takes minutes.
 MOST_SHARDS = 50
 #: Images that the report shows, those that change most.
@@ -68,36 +72,57 @@ def sample(labels: Labels, count: int, out: str) -> dict[str, Sampled]:
     count give the same sample.
 
     Raises:
-        UserError: the run has no labelled image.
+        UserError: the run has no labelled image, or another sample is there.
         StoreError, ShardError: something of it cannot be read.
     """
+    begun = labels.store.exists(join(out, RUN, "manifest.json"))
     shards = heapq.nsmallest(MOST_SHARDS, labels.commits(), key=lambda commit: _hash(commit.shard_id))
     each = math.ceil(count / max(1, len(shards)))
     chosen = [(commit, _rows(labels, commit, each)) for commit in shards]
     kept = {row.key for row in heapq.nsmallest(count, (row for _, rows in chosen for row in rows), key=_rank)}
+    names = {_name(commit.shard_id, row.key) for commit, rows in chosen for row in rows if row.key in kept}
+    there = set[str]()
+    for info in labels.store.list(join(out, IMAGES, ""), literal=True):
+        there.add(file_name(info.uri))
+        _same(there <= names, out)
     found: dict[str, Sampled] = {}
     for commit, rows in chosen:
         wanted = {row.key: row for row in rows if row.key in kept}
         for record in originals.read(labels, commit, wanted):
             if record.error is None:
                 name = _name(commit.shard_id, record.key)
-                labels.store.put(join(out, "images", name), record.data)
+                _same(not begun or name in there, out)
+                if name not in there:  # one that is written again is another one to the run that has begun
+                    labels.store.put(join(out, IMAGES, name), record.data)
                 found[name] = Sampled(row=wanted[record.key], name=name)
     if not found:
         raise UserError(f"{redact(labels.uri)} has no image that can be labelled anew; nothing to compare")
     return found
 
 
-def config_for(config: LabelConfig, out: str) -> LabelConfig:
-    """The config that labels the sample: everything as given, but what is read and where it goes."""
-    return replace(
+def config_for(config: LabelConfig, out: str, store: Store) -> LabelConfig:
+    """The config that labels the sample: everything as given, but what is read and where it goes.
+
+    Raises:
+        UserError: the sample there was labelled otherwise.
+    """
+    run_uri = join(out, RUN)
+    here = replace(
         config,
         input=replace(
-            config.input, uri=join(out, "images"), format="images", images=None, image_column=None, key_column=None
+            config.input, uri=join(out, IMAGES), format="images", images=None, image_column=None, key_column=None
         ),
-        output=replace(config.output, uri=join(out, "run")),
-        run=replace(config.run, base=None, relabel=type(config.run.relabel)(), only=None),
+        output=replace(config.output, uri=run_uri),
+        run=replace(config.run, base=None, relabel=type(config.run.relabel)(), only=None, accept_changes=False),
     )
+    if store.exists(join(run_uri, "manifest.json")):
+        differences = changes(located(here), ledger.read_manifest(store, run_uri))
+        if differences:
+            raise UserError(
+                f"--out is {redact(out)}, where the sample was labelled otherwise ({'; '.join(differences)}); "
+                "name a new folder"
+            )
+    return here
 
 
 def compare(sampled: Mapping[str, Sampled], old: Labels, new: Labels, out: str) -> Result:
@@ -108,7 +133,13 @@ def compare(sampled: Mapping[str, Sampled], old: Labels, new: Labels, out: str) 
         old: the old run; its view applied to both.
         new: the run of the sample.
         out: where the report goes.
+
+    Raises:
+        UserError: the models mean different classes by an id.
+        RunError: there is nothing to compare.
+        StoreError: labels or images cannot be read, or the report cannot be written.
     """
+    names = _names(old, new)
     tally, most = churn.Tally(), list[tuple[float, str, ImageLabels, Difference]]()
     compared = changed = 0
     for row in new.all_rows():
@@ -120,7 +151,8 @@ def compare(sampled: Mapping[str, Sampled], old: Labels, new: Labels, out: str) 
         compared += 1
         changed += bool(found.lost or found.gained or found.reclassified)
         most = heapq.nlargest(SHOWN, [*most, (found.size, row.key, row, found)], key=lambda one: one[:2])
-    names = {category.id: category.name for category in old.categories}
+    if not compared:
+        raise RunError(f"{redact(new.uri)}: none of the {len(sampled)} images of the sample could be labelled")
     result = Result(
         base=redact(old.uri),
         run=redact(new.uri),
@@ -130,9 +162,27 @@ def compare(sampled: Mapping[str, Sampled], old: Labels, new: Labels, out: str) 
         total=tally.total(),
         classes={names.get(id, f"#{id}"): one for id, one in tally.classes().items()},
     )
-    shown = [_example(sampled[key], row, found, old.categories, out, old.store) for _, key, row, found in most]
+    categories = tuple(Category(id=id_, name=name) for id_, name in names.items())
+    shown = [_example(sampled[key], row, found, categories, out, old.store) for _, key, row, found in most]
     _write(result, shown, old, out)
     return result
+
+
+def _names(old: Labels, new: Labels) -> dict[int, str]:
+    """The classes of both, by id."""
+    names = {category.id: category.name for category in old.categories}
+    for one in new.categories:
+        if names.setdefault(one.id, one.name) != one.name:
+            raise UserError(
+                f"category {one.id} is {one.name!r} for the new model, and {names[one.id]!r} in {redact(old.uri)}; "
+                "what is compared must mean the same classes by an id"
+            )
+    return names
+
+
+def _same(sample_is_there: bool, out: str) -> None:
+    if not sample_is_there:
+        raise UserError(f"--out is {redact(out)}, which holds other images than this sample; name a new folder")
 
 
 def _rows(labels: Labels, commit: Commit, count: int) -> list[ImageLabels]:
@@ -159,7 +209,7 @@ def _example(
 ) -> Example:
     title, caption = sampled.row.key, _caption(found)
     try:
-        data = store.get(join(out, "images", sampled.name), limit=pictures.MOST_BYTES)
+        data = store.get(join(out, IMAGES, sampled.name), limit=pictures.MOST_BYTES)
         pixels = images.decode(data, max_bytes=pictures.MOST_BYTES, max_pixels=pictures.MOST_PIXELS)
     except ImageError as error:
         return Example(title=title, caption=caption, problem=str(error))
@@ -182,7 +232,7 @@ def _caption(found: Difference) -> str:
 
 
 def _write(result: Result, examples: list[Example], old: Labels, out: str) -> None:
-    document = {**result.document(), "min_score": old.view.min_score}
+    document = {**result.document(), "min_score": old.view.min_score, "view": str(old.view)}
     old.store.put(join(out, "canary.json"), (json.dumps(document, indent=2) + "\n").encode())
     sections = [
         Section(
@@ -203,7 +253,7 @@ def _write(result: Result, examples: list[Example], old: Labels, out: str) -> No
         ("images that change", result.changed, f"of {result.images}"),
     ]
     notes = [f"{result.unreadable} of the sample could not be read any more"] if result.unreadable else []
-    title = f"{result.base} against {result.run}, score {old.view.min_score:g} and up"
+    title = ", ".join(filter(None, [f"{result.base} against {result.run}", str(old.view)]))
     page = webpage.page("Canary", title, tiles, notes, sections)
     old.store.put(join(out, "canary.html"), page.encode("utf-8", "backslashreplace"))
 

@@ -14,7 +14,7 @@ from pipeline import originals, scratch
 from pipeline.config import LabelConfig
 from pipeline.errors import UserError
 from pipeline.plan import Planned, plan
-from pipeline.records import ImageRecord
+from pipeline.records import Commit, ImageRecord
 from pipeline.sources import SOURCES
 from pipeline.sources.listings import fetched, from_lines
 from pipeline.store import Store
@@ -24,6 +24,7 @@ from pipeline.worker import Run, Worker
 SHARDS, SHARD_BYTES = 8, 256 << 20
 #: Images that are labelled before the clock starts.
 WARM_UP = 8
+_NONE = "none of the images that were tried can be read, so nothing was timed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class Estimate:
 
 def choose(chosen: list[Planned], planned: Planned) -> list[Planned]:
     """Those of the shards seen so far that are to be looked into: ids are hashes, so the least are any."""
+    if len(chosen) == SHARDS and planned.shard.id > chosen[-1].shard.id:
+        return chosen
     return nsmallest(SHARDS, [*chosen, planned], key=lambda one: one.shard.id)
 
 
@@ -82,19 +85,22 @@ def estimate(
     looks = [_Look(planned, config, store, each, count_all=images is None) for planned in chosen]
     sample = [record for look in looks for record in look.records][: count + WARM_UP]
     if not sample:
-        raise UserError("input.uri: none of the images that were tried can be read, so nothing was timed")
+        raise UserError(f"input.uri: {_NONE}")
     worker = Worker(config)
     about = worker.describe()
     with scratch.folder() as folder:
         warm = min(WARM_UP, max(1, len(sample) // 4))
-        _timed(worker, config, folder / "warm-up", sample[:warm], store)
+        _labelled(worker, config, folder / "warm-up", sample[:warm], store)
         timed = sample[warm : warm + count] or sample
-        seconds = _timed(worker, config, folder / "timed", timed, store)
+        commit = _labelled(worker, config, folder / "timed", timed, store)
+    if commit.quarantined == commit.images:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in commit.reasons.items())
+        raise UserError(f"input.uri: {_NONE} ({reasons})")
     known = images if images is not None else round(nbytes * _images_per_byte(looks))
     return Estimate(
         sampled=len(timed),
         shards=len(chosen),
-        images_per_second=len(timed) / seconds,
+        images_per_second=len(timed) / max(commit.seconds, 1e-6),
         device=about.device,
         images=known,
         counted=images is not None,
@@ -133,8 +139,10 @@ def _images_per_byte(looks: Sequence[_Look]) -> float:
     return sum(look.images for look in looks) / max(1, sum(look.bytes for look in looks))
 
 
-def _timed(worker: Worker, config: LabelConfig, folder: Path, records: Sequence[ImageRecord], store: Store) -> float:
-    """Label images as a shard of their own -> seconds from the first to the last that the model saw."""
+def _labelled(
+    worker: Worker, config: LabelConfig, folder: Path, records: Sequence[ImageRecord], store: Store
+) -> Commit:
+    """Label images as a shard of their own; its seconds are from the first to the last that the model saw."""
     (folder / "in").mkdir(parents=True)
     with tarfile.open(folder / "in/sample.tar", "w") as archive:
         for number, record in enumerate(records):
@@ -147,5 +155,4 @@ def _timed(worker: Worker, config: LabelConfig, folder: Path, records: Sequence[
         output=replace(config.output, uri=str(folder / "out")),
         run=replace(config.run, base=None, relabel=type(config.run.relabel)()),
     )
-    commit = worker.label(planned.shard, Run(id="estimate", uri=str(folder / "out"), config=here), strikes=0)
-    return max(commit.seconds, 1e-6)
+    return worker.label(planned.shard, Run(id="estimate", uri=str(folder / "out"), config=here), strikes=0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import yaml
 
-from pipeline.errors import NotFoundError, UserError
+from pipeline.errors import AccessError, StoreError, UnreachableError, UserError
 from pipeline.records import Category, Instances
 from pipeline.store import Store, redact
 
@@ -16,6 +18,9 @@ _LIMIT = 16 << 20  # bytes
 _ACCEPTED = (
     "accepted is YAML or JSON with a line for each class to change, as in truck: vehicle, or truck: null to drop it"
 )
+#: Whatever a file holds, a sentence shows a little of it.
+_short = reprlib.Repr()
+_short.maxlevel = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +69,11 @@ def read(uri: str, store: Store, *, key: str = "--taxonomy") -> Taxonomy:
     """
     where = f"{key} {redact(uri)}"
     try:
-        found = yaml.safe_load(store.get(uri, limit=_LIMIT).decode("utf-8"))
-    except NotFoundError as error:
+        text = store.get(uri, limit=_LIMIT).decode("utf-8")
+        tree, found = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (AccessError, UnreachableError):
+        raise
+    except StoreError as error:  # it is not there, a directory, or too large
         raise UserError(f"{key}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{where} cannot be read; {_ACCEPTED}") from error
@@ -73,7 +81,10 @@ def read(uri: str, store: Store, *, key: str = "--taxonomy") -> Taxonomy:
         raise UserError(f"{where} holds no mapping; {_ACCEPTED}")
     for old, new in found.items():
         if not isinstance(old, str) or not (new is None or (isinstance(new, str) and new)):
-            raise UserError(f"{where} maps {old!r} to {new!r}; {_ACCEPTED}")
+            raise UserError(f"{where} maps {_short.repr(old)} to {_short.repr(new)}; {_ACCEPTED}")
+    assert isinstance(tree, yaml.MappingNode)
+    if twice := [name for name, times in Counter(str(old.value) for old, _ in tree.value).items() if times > 1]:
+        raise UserError(f"{where} names the class {twice[0]!r} more than once; name each class once")
     return Taxonomy(names=found, source=where)
 
 

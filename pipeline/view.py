@@ -44,6 +44,19 @@ class View:
     calibration: Judge | None = None
     taxonomy: Taxonomy | None = None
 
+    def __str__(self) -> str:
+        """What it does, for people; empty where it shows all as it is.
+
+        >>> str(View(min_score=0.5)), str(View())
+        ('score 0.5 and up', '')
+        """
+        parts = {
+            f"score {self.min_score:g} and up": self.min_score > 0,
+            "thresholds by class": self.calibration is not None,
+            "classes by a taxonomy": self.taxonomy is not None,
+        }
+        return ", ".join(text for text, holds in parts.items() if holds)
+
     def categories(self, categories: Sequence[Category]) -> tuple[Category, ...]:
         """The classes of the view, given those of the run.
 
@@ -51,7 +64,7 @@ class View:
             UserError: the taxonomy speaks of a class that the run does not have, or the calibration is for others.
         """
         if self.calibration is not None:
-            self.calibration.check(categories, "thresholds")
+            self.calibration.check(categories, "--thresholds")
         return tuple(categories) if self.taxonomy is None else self.taxonomy.categories(categories)
 
     def row(self, row: ImageLabels, categories: Sequence[Category]) -> ImageLabels:

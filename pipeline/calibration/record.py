@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.calibration.additive import Additive, Columns, Floats
 from pipeline.config.types import STRICT, Natural, Share
-from pipeline.errors import NotFoundError, UserError
+from pipeline.errors import AccessError, StoreError, UnreachableError, UserError
 from pipeline.records import Category, Instances
 from pipeline.store import Store, redact
 
@@ -216,7 +216,9 @@ def read(uri: str, store: Store, *, key: str = "--thresholds") -> Calibration:
     """
     try:
         data = store.get(uri, limit=_LIMIT)
-    except NotFoundError as error:
+    except (AccessError, UnreachableError):
+        raise
+    except StoreError as error:  # it is not there, a directory, or too large
         raise UserError(f"{key}: {error}") from error
     try:
         calibration: Calibration = TypeAdapter(Calibration).validate_json(data)

@@ -11,19 +11,36 @@ from pathlib import Path
 import click
 import yaml
 
-from pipeline import canary, driver, progress, runs
-from pipeline.cli.common import DONE, FAULTY, json_option, print_json, set_option, table_text, view_options_from
+from pipeline import canary, driver, outputs, progress, runs
+from pipeline.cli.common import (
+    DONE,
+    FAULTY,
+    INTERRUPTED,
+    PLACE,
+    counted,
+    json_option,
+    print_json,
+    run_argument,
+    set_option,
+    table_text,
+    view_options_from,
+)
 from pipeline.config import LabelConfig, load
+from pipeline.errors import UserError
 from pipeline.store import Store, absolute, join, redact
 from pipeline.view import View
 
 
 @click.command("canary")
-@click.argument("run_uri")
-@click.option("--config", "path", metavar="FILE", help="How the sample is labelled; without it, as the run was.")
+@run_argument
+@click.option(
+    "--config", "path", type=PLACE, metavar="FILE", help="How the sample is labelled; without it, as the run was."
+)
 @set_option
-@click.option("--sample", default=200, show_default=True, type=click.IntRange(min=1), help="How many images.")
-@click.option("--out", required=True, metavar="URI", help="Where the sample, its labels and the report go.")
+@click.option(
+    "--sample", default=200, show_default=True, type=click.IntRange(min=1), metavar="N", help="How many images."
+)
+@click.option("--out", required=True, type=PLACE, metavar="URI", help="Where the sample, its labels and the report go.")
 @view_options_from(0.5)
 @json_option
 def canary_command(
@@ -38,14 +55,17 @@ def canary_command(
     logging.getLogger("pipeline").setLevel(logging.INFO)
     store, out = Store(), absolute(out)
     old = runs.opened(store, run_uri, view)
-    config = canary.config_for(_config(old, path, settings), out)
+    config = canary.config_for(_config(old, path, settings), out, store)
+    outputs.check_folder(store, out, key="--out")
     sampled = canary.sample(old, sample, out)
     with progress.reporter() as report:
         outcome = driver.run(config, report)
     if not outcome.complete:
         click.echo(progress.summary(outcome), err=True)
-        return FAULTY
+        return INTERRUPTED if outcome.interrupted == "SIGINT" else FAULTY
     result = canary.compare(sampled, old, runs.opened(store, config.output.uri, view), out)
+    if result.unreadable:
+        click.echo(f"warning: {counted(result.unreadable, 'image')} of the sample could not be labelled", err=True)
     if as_json:
         print_json(result.document())
         return DONE
@@ -64,4 +84,8 @@ def _config(old: runs.Labels, path: str | None, settings: Sequence[str]) -> Labe
         file = Path(folder) / "config of the run"
         given = {key: value for key, value in old.manifest.config.items() if key != "run"}
         file.write_text(yaml.safe_dump(json.loads(json.dumps(given))))
-        return load(LabelConfig, str(file), settings)
+        try:
+            return load(LabelConfig, str(file), settings)
+        except UserError as error:
+            said = str(error).replace(str(file), f"the config of {redact(old.uri)}")
+            raise UserError(f"{said}; give one with --config" if said != str(error) else said) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,32 @@ DONE, FAULTY, REFUSED, INTERRUPTED = 0, 1, 2, 130
 #: How many faults, names, ... are printed before the rest is only counted.
 SHOWN = 20
 
+
+class _Place(click.types.StringParamType):
+    """A path or a URI. One that is empty, as from a variable that is not set, would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See click."""
+        found: str = super().convert(value, param, ctx)
+        if not found.strip():
+            self.fail("it is empty", param, ctx)
+        return found
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN, which is in none, and infinity are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See click."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{found} is not a finite number", param, ctx)
+        return found
+
+
+PLACE = _Place()
+
+run_argument = click.argument("run_uri", type=PLACE)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 config_option = click.option(
     "--config", "path", required=True, metavar="FILE", help="The YAML of the run; see configs/label/."
@@ -37,13 +64,23 @@ def view_options_from(min_score: float) -> Callable[[Callable[..., int]], Callab
             "--min-score",
             default=min_score,
             show_default=True,
-            type=click.FloatRange(0, 1),
+            type=Number(0, 1),
+            metavar="X",
             help="Leave out masks that score less.",
         )
         @click.option(
-            "--thresholds", metavar="FILE", help="Leave out masks that `patchlabel calibrate` found not good enough."
+            "--thresholds",
+            type=PLACE,
+            metavar="FILE",
+            help="Leave out masks that are not good enough for this file of `patchlabel calibrate`.",
         )
-        @click.option("--taxonomy", "classes", metavar="FILE", help="Rename, merge or drop classes: YAML, `old: new`.")
+        @click.option(
+            "--taxonomy",
+            "classes",
+            type=PLACE,
+            metavar="FILE",
+            help="Rename, merge or drop classes: YAML such as `truck: vehicle`, or `truck: null`.",
+        )
         @functools.wraps(command)
         def with_view(*, min_score: float, thresholds: str | None, classes: str | None, **others: Any) -> int:
             store = Store()
@@ -59,6 +96,15 @@ def view_options_from(min_score: float) -> Callable[[Callable[..., int]], Callab
 view_options = view_options_from(0.0)
 
 
+def printable(text: str) -> str:
+    r"""A text of one line without what a terminal would take for a command, such as in the name of a class.
+
+    >>> printable("a\nb\x1b[2J")
+    'a\\nb\\x1b[2J'
+    """
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in columns, figures to the right, what is None as a dash.
 
@@ -67,7 +113,7 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     car          7
     bicycle      -
     """
-    lines = [list(columns), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    lines = [list(columns), *(["-" if cell is None else printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join(
@@ -78,7 +124,7 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def print_lines(lines: Iterable[tuple[str, str]]) -> None:
     """Names and texts in two columns."""
     for name, text in lines:
-        click.echo(f"{name:12} {text}")
+        click.echo(f"{name:12} {printable(text)}")
 
 
 def print_json(value: object) -> None:

@@ -7,18 +7,25 @@ import sys
 import click
 
 from pipeline import runs
-from pipeline.cli.common import DONE, counted, size, view_options
+from pipeline.cli.common import DONE, PLACE, counted, run_argument, size, view_options
 from pipeline.gallery import LIMIT, LONGEST, MOST, gallery
 from pipeline.store import Store
 from pipeline.view import View
 
 
 @click.command("gallery")
-@click.argument("run_uri")
-@click.option("--out", required=True, metavar="DIR", help="The folder to write; a gallery that is there is replaced.")
+@run_argument
+@click.option(
+    "--out",
+    required=True,
+    type=PLACE,
+    metavar="DIR",
+    help="The folder to write; a gallery that is there is replaced.",
+)
 @click.option(
     "--limit",
     default=LIMIT,
+    metavar="N",
     show_default=True,
     type=click.IntRange(1, MOST),
     help="Show so many images: half of them the worst, half an even sample of the others.",
@@ -27,14 +34,18 @@ from pipeline.view import View
     "--size",
     "longest",
     default=LONGEST,
+    metavar="N",
     show_default=True,
     type=click.IntRange(64, 4096),
     help="The longest side of a picture, in pixels.",
 )
-@click.option("--truth", metavar="FILE", help="A COCO json to compare with.")
+@click.option("--truth", type=PLACE, metavar="FILE", help="A COCO json to compare with.")
 @view_options
 def gallery_command(run_uri: str, out: str, limit: int, longest: int, truth: str | None, view: View) -> int:
-    """Write a page to look at the labels of a run with, the worst and most uncertain first. It needs no server."""
+    """Write a page to look at the labels of a run with, the worst and most uncertain first.
+
+    It needs no server. For example: patchlabel gallery RUN --out gallery/ --truth truth.json
+    """
     terminal = sys.stderr.isatty()
 
     def show(done: int, total: int) -> None:

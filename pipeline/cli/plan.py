@@ -12,7 +12,17 @@ from typing import Any
 import click
 
 from pipeline import ledger
-from pipeline.cli.common import DONE, config_option, counted, json_option, print_json, print_lines, set_option, size
+from pipeline.cli.common import (
+    DONE,
+    Number,
+    config_option,
+    counted,
+    json_option,
+    print_json,
+    print_lines,
+    set_option,
+    size,
+)
 from pipeline.config import LabelConfig, WorkersRange, load
 from pipeline.errors import UserError
 from pipeline.estimate import Estimate, choose, estimate
@@ -27,7 +37,7 @@ from pipeline.store import Store, join, redact
 @config_option
 @set_option
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Label N of the images here, and time it.")
-@click.option("--price", type=click.FloatRange(min=0), metavar="X", help="Of an hour of a GPU, in any currency.")
+@click.option("--price", type=Number(min=0), metavar="X", help="Of an hour of a GPU, in any currency.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="How many there will be, for the time.")
 @json_option
 def plan_command(
@@ -103,7 +113,7 @@ def _estimate_lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     where = f"{counted(found['sampled'], 'image')} of {counted(found['shards'], 'shard')}, on {found['device']}"
     yield "timed", f"{rate:.2f} images a second by one worker ({where})"
     hours, workers = found["hours"], counted(found["workers"], "worker")
-    yield "time", f"{about}{_hours(hours)} with {workers}, for {about}{found['images']} images"
+    yield "time", f"{about}{_hours(hours)} with {workers}, for {about}{counted(found['images'], 'image')}"
     if found["cost"] is not None:
         unit, each = "a GPU hour" if found["gpus"] else "an hour", found["cost_per_1000_images"]
         yield "cost", f"{about}{found['cost']:,.2f} at {found['price']:g} {unit}, {each:.4f} for 1,000 images"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ class Objects:
 class Comparison:
     """Masks against objects. By descending score each mask takes the free object of its class of the highest IoU.
 
-    ious: float32 [N], 0 for a mask that took none, NaN where it lies in a crowd region. objects: the M objects.
-    partners: int32 [M], which mask took it, else -1.
+    ious: float32 [N], 0 for a mask that took none, NaN where it lies in a crowd region, or the truth does not know its
+    class. objects: the M objects. partners: int32 [M], which mask took it, else -1.
     """
 
     ious: npt.NDArray[np.float32]
@@ -73,7 +73,10 @@ class Truth:
             if number is not None:
                 kinds[bool(annotation["iscrowd"])].append((number, annotation["segmentation"]))
         objects, crowds = (_objects(found, row.height, row.width) for found in kinds)
-        return compare(row.instances, objects, crowds, (row.height, row.width))
+        found = compare(row.instances, objects, crowds, (row.height, row.width))
+        known = [number for number in self._ids.values() if number is not None]
+        judged = np.isin(row.instances.category_ids, known)  # nobody has looked for objects of other classes
+        return replace(found, ious=np.where(judged, found.ious, np.float32(np.nan)))
 
 
 def read_truth(uri: str, store: Store, categories: Sequence[Category], taxonomy: Taxonomy | None) -> Truth:

@@ -10,7 +10,7 @@ from functools import partial
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import __version__, originals, parallel, runs
+from pipeline import __version__, originals, outputs, parallel, runs
 from pipeline.config import LimitsConfig
 from pipeline.errors import ImageError, LabelingError, UserError
 from pipeline.gallery.cards import Card, picture_of, scaled, scaled_counts
@@ -85,6 +85,7 @@ def gallery(
         StoreError: the storage failed, or a data object of the run is damaged.
     """
     known = None if truth is None else read_truth(truth, labels.store, labels.categories, labels.view.taxonomy)
+    outputs.check_folder(labels.store, out, key="--out")
     chooser = Chooser(limit)
     for commit in labels.commits():
         for row in labels.rows(commit):
@@ -113,7 +114,7 @@ def gallery(
         "shards": len(labels.manifest.shards),
         "missing": missing,
         "minScore": labels.view.min_score,
-        "thresholds": _judges(labels.view) and labels.view.min_score == 0,
+        "thresholds": labels.view.calibration is not None,
         "taxonomy": labels.view.taxonomy is not None,
         "truth": None if truth is None else redact(truth),
         "longest": longest,

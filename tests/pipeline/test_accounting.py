@@ -94,6 +94,18 @@ def test_the_pages(store: Store, run: str, tmp_path: Path, capsys: pytest.Captur
     assert store.exists(join(run, "report/report.html"))
 
 
+def test_the_page_says_how_the_labels_were_looked_at(run: str, tmp_path: Path) -> None:
+    """The tile counts all masks and the table those of the view: one of them would be taken for a mistake."""
+    (tmp_path / "classes.yaml").write_text("dark: null")
+    for options, said in (([], "that are done."), (["--min-score", "0.7"], "that are done; score 0.7 and up.")):
+        assert cli.main(["report", run, *options, "--out", str(tmp_path / "out")]) == 0
+        assert said in (tmp_path / "out/report.html").read_text()
+    words = ["--min-score", "0.7", "--taxonomy", str(tmp_path / "classes.yaml"), "--out", str(tmp_path / "out")]
+    assert cli.main(["report", run, *words]) == 0
+    assert "score 0.7 and up, classes by a taxonomy" in (tmp_path / "out/report.html").read_text()
+    assert json.loads((tmp_path / "out/report.json").read_text())["view"] == "score 0.7 and up, classes by a taxonomy"
+
+
 def test_a_run_without_a_history_has_no_cost(store: Store, tmp_path: Path) -> None:
     """One that an older version made: nothing is invented."""
     make_run(store, str(tmp_path / "run"), tmp_path / "inputs", shards=1)

@@ -439,6 +439,22 @@ def test_command(run, tmp_path, capsys):
     assert [one["threshold"] for one in checked["classes"]] == [one.threshold for one in made.classes]
 
 
+def test_classes_that_the_truth_does_not_name_are_not_judged(run, tmp_path):
+    """A truth of cars alone would teach that every pedestrian is wrong, and that no mask can be trusted."""
+    truth = truth_of(run, 40)
+    truth["categories"] = [one for one in truth["categories"] if one["name"] == "bright"]
+    truth["annotations"] = [one for one in truth["annotations"] if one["category_id"] == 1]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    words = ["calibrate", run, "--truth", str(tmp_path / "truth.json"), "--out", str(tmp_path / "c.json")]
+    assert main(words) == 0
+    made = calibration.read(str(tmp_path / "c.json"), Store())
+    keys = {image["file_name"].removeprefix("val/") for image in truth["images"]}
+    rows = [row for row in runs.read_rows(Store(), run) if row.key in keys]
+    assert made.source.masks == sum(int((row.instances.category_ids == 1).sum()) for row in rows)
+    dark = next(one for one in made.classes if one.name == "dark")
+    assert (dark.masks, dark.kept, dark.threshold) == (0, 0, made.threshold)
+
+
 ELSEWHERE = {"image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2]], "id": 1}
 IMAGE = {"id": 1, "file_name": "0-0.png", "height": 32, "width": 48}
 
@@ -464,10 +480,33 @@ def test_truth_that_does_not_fit(run, tmp_path, capsys, changes, sentence):
     assert not out.exists()
 
 
-def test_out_or_check(run, capsys):
-    """A command that does its work and writes nothing."""
-    assert main(["calibrate", run, "--truth", "t.json"]) == 2
-    assert "--out" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "give one of --out"),
+        (["--out", "c.json", "--check", "c.json"], "give one of --out"),
+        (["--check", "c.json", "--iou", "0.5"], "--iou is for --out; --check goes by what its file was fitted for"),
+        (["--check", "c.json", "--precision", "0.8"], "--precision is for --out"),
+        (["--out", "t.json"], "--out is the file of --truth"),
+        (["--out", "c.json", "--iou", "nan"], "'--iou': nan is not a finite number"),
+        (["--out", "c.json", "--precision", "nan"], "'--precision': nan is not a finite number"),
+        (["--out", "file/c.json"], "--out cannot be written: file/c.json: "),
+        (["--out", "."], "--out is ., a folder; name the file"),
+        (["--out", "c.json", "--report", "file"], "--report is file, a file; name a folder"),
+        (["--out", "c.json", "--report", ""], "'--report': it is empty"),
+    ],
+)
+def test_options_that_do_not_fit(run, tmp_path, capsys, monkeypatch, options, sentence):
+    """Work that is done and written nowhere, options that do nothing, and a truth that is lost."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "t.json").write_text("{}")
+    assert main(["calibrate", run, "--truth", "t.json", *options]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "t.json"]
+    assert (tmp_path / "t.json").read_text() == "{}"
 
 
 def test_quality_model_by_hand():

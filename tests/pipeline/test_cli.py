@@ -1,14 +1,18 @@
 """The command `patchlabel`: what it prints, and its exit status."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import pytest
 
-from pipeline import cli, doctor, ledger, runs
+from pipeline import cli, doctor, ledger, runs, shards
+from pipeline.cli import common
+from pipeline.exports import EXPORTS
 from pipeline.records import Failure
 from pipeline.store import join
 from tests.small_runs import IMAGES, commit_of, make_inputs, make_run, overwrite
@@ -154,6 +158,11 @@ def test_export_prints_one_line_and_warns_of_missing_shards(patchlabel, store, r
         (["plan", "--config", "/nowhere.yaml"], "/nowhere.yaml: no such config file"),
         (["status"], "RUN_URI"),
         (["celebrate"], "celebrate"),
+        (["export", "", "--format", "coco", "--out", "x"], "'RUN_URI': it is empty"),
+        (["export", "/nowhere", "--format", "coco", "--out", ""], "'--out': it is empty"),
+        (["export", "/nowhere", "--format", "coco", "--out", "x", "--min-score", "nan"], "nan is not a finite number"),
+        (["report", "/nowhere", "--price", "inf"], "'--price': inf is not a finite number"),
+        (["gallery", "/nowhere", "--out", "x", "--truth", " "], "'--truth': it is empty"),
         (["--loudly"], "--loudly"),
     ],
 )
@@ -177,6 +186,20 @@ def test_a_storage_fault_is_one_sentence_and_exit_1(patchlabel, store, tmp_path)
     assert "missing, though it was committed" in err
 
 
+@pytest.mark.parametrize(
+    "command", [*(["export", "--format", name] for name in EXPORTS), ["gallery"], ["report"]], ids=lambda one: one[-1]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_labels_are_read(patchlabel, store, tmp_path, command):
+    """A bucket that was mistyped, found when a day's reading was to be written there."""
+    uri = str(tmp_path / "run")
+    manifest = make_run(store, uri, tmp_path / "inputs", shards=1)
+    store.delete(join(uri, commit_of(store, uri, manifest).outputs["parquet"].path))  # which reading would find
+    (tmp_path / "file").write_text("")
+    code, out, err = patchlabel(*command, uri, "--out", tmp_path / "file/out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --out cannot be written: {tmp_path / 'file/out'}: ")
+
+
 def test_ctrl_c_ends_with_130_and_no_traceback(patchlabel, run, monkeypatch):
     """An impatient user gets their prompt back, not a page of frames."""
 
@@ -187,6 +210,41 @@ def test_ctrl_c_ends_with_130_and_no_traceback(patchlabel, run, monkeypatch):
     code, out, err = patchlabel("verify", run)
     assert (code, out) == (130, "")
     assert err.strip() == "error: interrupted"
+
+
+def test_ctrl_c_in_compiled_code_is_no_other(patchlabel, run, monkeypatch):
+    """What numba makes of it was a page of frames, and an exit status of 1."""
+
+    def interrupted(*_, **__):
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr("pipeline.cli.verify.verify", interrupted)
+    code, out, err = patchlabel("verify", run)
+    assert (code, out, err.strip()) == (130, "", "error: interrupted")
+
+
+@pytest.mark.parametrize("command", [["export", "--format", "parquet"], ["export", "--format", "coco"], ["gallery"]])
+def test_a_full_disk_for_temporary_files_is_one_sentence(patchlabel, run, tmp_path, monkeypatch, command):
+    """A container with a small /tmp is common, and where TMPDIR leads, nobody knows by heart."""
+    fetch = shards.fetch
+
+    def full(store, uri, output, folder):
+        fetch(store, uri, output, folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.shards.fetch", full)
+    code, out, err = patchlabel(*command, run, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err == f"error: {tempfile.gettempdir()} is full; set TMPDIR to a folder with more room\n"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_names_of_classes_cannot_command_a_terminal(capsys):
+    """A class that is called so by whoever made the checkpoint must not clear the screen of whoever reads it."""
+    table = common.table_text(["class", "masks"], [("evil\x1b[2J\nname", 1), ("\u05d0", 2)])
+    assert table.splitlines()[1:] == ["evil\\x1b[2J\\nname      1", "\u05d0                      2"]
+    common.print_lines([("counting", "7 of evil\x1b[2J")])
+    assert capsys.readouterr().out == "counting     7 of evil\\x1b[2J\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error(run):

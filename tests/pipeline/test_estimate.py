@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline import cli
-from tests.fakes import draw
+from tests.fakes import draw, write_tar
 from tests.small_runs import make_inputs
 
 SHARDS = 3
@@ -78,3 +78,11 @@ def test_an_input_without_a_readable_image(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "in/a.jpg").write_bytes(b"")
     assert cli.main(["plan", "--config", config(tmp_path / "in", tmp_path), "--sample", "3"]) == 2
     assert "none of the images" in capsys.readouterr().err
+
+
+def test_an_input_that_is_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts are refused a hundred times as fast as images are labelled, which made a rate and a price of nothing."""
+    write_tar(tmp_path / "in/a.tar", {f"{number}.jpg": b"no image" for number in range(4)})
+    assert cli.main(["plan", "--config", config(tmp_path / "in", tmp_path), "--sample", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "none of the images that were tried can be read, so nothing was timed (3 not_an_image)" in said

@@ -3,6 +3,10 @@
 import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +142,22 @@ def test_what_cannot_be_exported_is_refused(store, run, tmp_path, options, words
     with pytest.raises(UserError, match=words):
         export(store, run, **{**options, "out": options["out"].format(tmp_path)})
     assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
+
+
+def test_an_export_that_was_killed_leaves_the_disk_as_it_was_for_long(store, run, tmp_path, monkeypatch):
+    """Its temporary file is as large as the export itself; a few of them fill the disk."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    words = (
+        "import os; from pipeline import coco_file, exports, store\n"
+        "coco_file._append = lambda *_: os.kill(os.getpid(), 9)\n"
+        f"exports.export(store.Store(), {run!r}, format='coco', out='never.json')"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", words], env=environment, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert any(path.name == "export.json" for path in tmp_path.rglob("*"))
+    export(store, run, format="coco", out=str(tmp_path / "out.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_commits_are_read_once(store, run, tmp_path):

@@ -542,6 +542,12 @@ def test_the_truth_is_compared_by_key_and_class_name(store, tmp_path):
     assert page.all("truth") == [None, *(len(row.instances) for row in rows[1:]), None]
     assert np.isnan(page.column("true_iou")[:first]).all()
     assert (page.column("true_iou")[first:] == 1).all()
+    file.write_text(json.dumps(coco_of(rows, [(1, "bright"), (7, "dog")])))
+    gallery(runs.opened(store, uri), str(tmp_path / "out"), truth=str(file))
+    page = Page(store, str(tmp_path / "out"))
+    dark = np.concatenate([row.instances.category_ids for row in rows]) == 7
+    assert np.isnan(page.column("true_iou")[dark]).all()  # nobody has looked for them
+    assert (page.column("true_iou")[~dark] == 1).all()
     file.write_text(json.dumps(coco_of(rows, [(1, "cat"), (7, "dog")])))
     with pytest.raises(UserError, match="no class of the run; it has 'cat', 'dog'"):
         gallery(runs.opened(store, uri), str(tmp_path / "out"), truth=str(file))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from pipeline import runs, taxonomy
+from pipeline import calibration, runs, taxonomy
 from pipeline.errors import UserError
 from pipeline.records import Category
 from pipeline.store import Store
@@ -62,6 +63,14 @@ def test_renamed_merged_and_dropped(
         ("dark: [a, b]", "'dark' to"),
         ("dark: {", "cannot be read"),
         ("", "holds no mapping"),
+        ("dark: a\nbright: b\ndark: c", r"names the class 'dark' more than once; name each class once"),
+        (f"dark: {list(range(1000))}", r"maps 'dark' to \[0, 1, 2, 3, 4, 5, \.\.\.\]; accepted"),
+        (
+            "dark: [&a [x,x,x,x,x,x,x,x,x], "
+            + ", ".join(f"&{new} [{','.join([f'*{old}'] * 9)}]" for old, new in pairwise("abcdefghi"))
+            + "]",
+            r"maps 'dark' to \[\[\.\.\.\], .*; accepted",
+        ),
     ],
 )
 def test_a_file_that_is_no_taxonomy_is_one_sentence(
@@ -76,6 +85,16 @@ def test_a_file_that_is_not_there(store: Store, tmp_path: Path) -> None:
     """One sentence that names the option."""
     with pytest.raises(UserError, match="--taxonomy"):
         taxonomy.read(str(tmp_path / "none.yaml"), store)
+
+
+def test_a_file_that_is_too_large_is_a_mistake_of_the_user(store: Store, tmp_path: Path) -> None:
+    """An exit status of 1 would say that something is wrong with the run."""
+    with (tmp_path / "images.yaml").open("wb") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(UserError, match=r"^--taxonomy: .*images\.yaml has more than"):
+        taxonomy.read(str(tmp_path / "images.yaml"), store)
+    with pytest.raises(UserError, match=r"^--thresholds: .*images\.yaml has more than"):
+        calibration.read(str(tmp_path / "images.yaml"), store)
 
 
 def test_an_image_that_loses_its_masks_is_empty(run: str, store: Store) -> None:
