@@ -133,7 +133,7 @@ def gather(store: Store, run: str, truth: str, *, iou: float) -> Gathered:
     annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for one in known["annotations"]:
         annotations[one["image_id"]].append(one)
-    matcher = Keys(known)
+    matcher = Keys(known, more=True)
     parts: dict[str, list[Any]] = defaultdict(list)
     objects: Counter[int] = Counter()
     images = others = 0

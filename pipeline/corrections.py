@@ -10,15 +10,13 @@ so its history is in the versions before. A version is claimed as a shard is: da
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import __version__, dates, shards, sinks
+from pipeline import __version__, dates, scratch, shards, sinks
 from pipeline.errors import StoreError, UserError
 from pipeline.records import ImageLabels, Instances, Manifest, Output
 from pipeline.store import Store, join, name, redact
@@ -80,8 +78,8 @@ class Corrections:
         found: dict[str, ImageLabels] = {}
         counting = {one.number for one in self.counting}
         for number, output in (pair for pair in self.of(shard_id) if pair[0] in counting):
-            with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-                path = shards.fetch(store, self.run_uri, output, Path(folder))
+            with scratch.folder() as folder:
+                path = shards.fetch(store, self.run_uri, output, folder)
                 for row in shards.read_parquet(path, shard_id).rows:
                     found[row.key] = replace(row, corrected=number)
         return found
@@ -178,8 +176,8 @@ def copy(
     """
     attempt, outputs = _attempt(), {}
     for shard_id in sorted(shard_ids):
-        with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-            path = shards.fetch(store, from_uri, version.outputs[shard_id], Path(folder))
+        with scratch.folder() as folder:
+            path = shards.fetch(store, from_uri, version.outputs[shard_id], folder)
             outputs[shard_id] = replace(version.outputs[shard_id], path=f"{FOLDER}/{shard_id}-{attempt}.parquet")
             store.put(join(to_uri, outputs[shard_id].path), path)
     return _claim(store, to_uri, replace(version, outputs=outputs, undoes=undoes))
@@ -213,8 +211,8 @@ def _put(
         categories=manifest.categories,
         quality=quality,
     )
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-        path = Path(folder) / f"{shard_id}-{attempt}.parquet"
+    with scratch.folder() as folder:
+        path = folder / f"{shard_id}-{attempt}.parquet"
         with sinks.parquet(path, header) as writer:
             writer([replace(row, instances=_completed(row.instances, quality)) for row in rows])
         output = Output(
@@ -237,7 +235,8 @@ def _load(store: Store, uri: str) -> Version:
         version = _VERSION.validate_json(store.get(uri, limit=_LIMIT), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise StoreError(f"{redact(uri)} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        place = "".join(f"{part}: " for part in first["loc"])
+        raise StoreError(f"{redact(uri)} is damaged: {place}{first['msg']}.") from None
     if name(uri) != f"{version.number:0{_DIGITS}d}.json":
         raise StoreError(f"{redact(uri)} is damaged: it says that it is number {version.number}.")
     return version

@@ -75,7 +75,7 @@ def check(config: LabelConfig, labeler: LabelerInfo, store: Store) -> None:
 
 
 def take(config: LabelConfig, manifest: Manifest, taken: ShardList, store: Store) -> int:
-    """Commit shards as they are in the base -> how many; and take over what people corrected there.
+    """Commit shards as they are in the base -> how many.
 
     Raises:
         UserError: the base has shards from a third run, which is no more.
@@ -97,9 +97,7 @@ def take(config: LabelConfig, manifest: Manifest, taken: ShardList, store: Store
             homes.add(home)
         return ledger.commit(store, config.output.uri, _referring(found, config.run.base, base))
 
-    count = sum(1 for _ in ahead(commit, wanted, threads=_THREADS)) if ids else 0
-    _carry(config.run.base, config.output.uri, manifest, store)
-    return count
+    return sum(1 for _ in ahead(commit, wanted, threads=_THREADS)) if ids else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,8 +251,15 @@ def _together(old: Instances, new: Instances, quality: tuple[str, ...]) -> Insta
     )
 
 
-def _carry(base_uri: str, run_uri: str, manifest: Manifest, store: Store) -> None:
-    """Let the corrections of the base lie over the new run, too; those that do already are left."""
+def carry(config: LabelConfig, manifest: Manifest, store: Store) -> None:
+    """Let the corrections of the base lie over the run, too; those that do already are left.
+
+    Raises:
+        StoreError: one of them is missing or damaged, or the storage failed.
+    """
+    if config.run.base is None:
+        return
+    base_uri, run_uri = config.run.base, config.output.uri
     there = {(one.source_sha256, one.created): one.number for one in corrections.read(store, run_uri).versions}
     known, numbers = ShardList.of(manifest.shards), dict[int, int]()
     for version in corrections.read(store, base_uri).versions:

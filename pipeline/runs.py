@@ -6,14 +6,12 @@ gives what the model found; `opened` gives what counts: with the corrections of 
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
-from pipeline import corrections, ledger, shards
+from pipeline import corrections, ledger, scratch, shards
 from pipeline.corrections import Corrections
 from pipeline.errors import NotFoundError, StoreError
 from pipeline.records import Category, Commit, Failure, ImageLabels, Manifest, Shard
@@ -221,8 +219,8 @@ def rows(store: Store, run_uri: str, commit: Commit) -> Iterator[ImageLabels]:
     """
     for format, read in shards.READERS.items():
         if format in commit.outputs:
-            with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-                path = shards.fetch(store, home(run_uri, commit), commit.outputs[format], Path(folder))
+            with scratch.folder() as folder:
+                path = shards.fetch(store, home(run_uri, commit), commit.outputs[format], folder)
                 yield from read(path, commit.shard_id).rows
             return
     raise StoreError(

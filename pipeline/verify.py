@@ -5,7 +5,6 @@ Shards are checked in threads, each row by row; what is kept of a shard are its 
 
 from __future__ import annotations
 
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from pipeline import checks, corrections, ledger, runs, shards
+from pipeline import checks, corrections, ledger, runs, scratch, shards
 from pipeline.corrections import Corrections
 from pipeline.errors import AccessError, NotFoundError, StoreError, UnreachableError
 from pipeline.parallel import ahead
@@ -116,7 +115,7 @@ def _report(
     for checked in checks(ledger.read(store, run_uri, manifest, listed=listed)):
         faults += checked.faults
         ranges.frombytes(np.insert(checked.ranges, 2, sums["shards"], axis=1).tobytes())
-        sums.update(shards=1, committed=checked.committed, images=checked.images, instances=checked.instances)
+        sums.update(shards=1, committed=int(checked.committed), images=checked.images, instances=checked.instances)
         progress(sums["shards"], len(manifest.shards) - len(pending))
     done = ShardList.of(manifest.shards).without(pending.ids)
     faults += _shared_ids(np.frombuffer(ranges, np.int64).reshape(-1, 3), done)
@@ -169,13 +168,13 @@ def _check_shard(store: Store, run_uri: str, manifest: Manifest, corrected: Corr
     checked, commit = _check_commit(read), read[1]
     if isinstance(commit, StoreError):
         return checked
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
+    with scratch.folder() as folder:
         found: dict[str, Path] = {}
         for format, output in commit.outputs.items():
             if checks.output_fault(commit, format):
                 continue
             try:
-                found[format] = shards.fetch(store, runs.home(run_uri, commit), output, Path(folder))
+                found[format] = shards.fetch(store, runs.home(run_uri, commit), output, folder)
             except (AccessError, UnreachableError):
                 raise
             except StoreError as error:
@@ -256,8 +255,8 @@ def _check_corrections(
         row.key: (row.image_id, row.height, row.width) for row in shards.READERS[format](path, commit.shard_id).rows
     }
     for number, output in versions:
-        with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-            file = shards.fetch(store, corrected.run_uri, output, Path(folder))
+        with scratch.folder() as folder:
+            file = shards.fetch(store, corrected.run_uri, output, folder)
             for batch in runs.batches(shards.read_parquet(file, commit.shard_id).rows, _BATCH):
                 where = f"corrections {number}: "
                 for row in batch:

@@ -111,7 +111,7 @@ class RelabelConfig:
 
     def __post_init__(self) -> None:
         if self.containing and not self.classes:
-            raise ValueError("containing together with classes")
+            raise ValueError("a group that names classes where containing is true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.base is None and self.relabel != RelabelConfig():
-            raise ValueError("relabel together with base")
+            raise ValueError("a group that names a base where it has relabel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

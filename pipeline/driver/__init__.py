@@ -58,6 +58,7 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
     if not todo:
         if taken and not founded:
             raise UserError("run.base has all shards of the input already; say with run.relabel what to label anew")
+        relabel.carry(config, manifest, store)
         done += relabel.take(config, manifest, taken, store)
         return Outcome(uri=uri, snapshot=Snapshot(shards=shards, done=done))
     todo = todo.large_first(start=random.random())  # not where a driver beside this one begins
@@ -67,7 +68,13 @@ def run(config: LabelConfig, report: Callable[[Snapshot], None]) -> Outcome:
         pool = Pool(config, manifest, workforce, founded=founded, todo=todo, done=done, store=store)
         recording, metrics = Recording(store, uri, gpus=workforce.gpus), Metrics(manifest.run_id)
 
+        carried = False
+
         def step(now: Snapshot) -> None:
+            nonlocal carried
+            if pool.founded and not carried:  # before any label of it, so that no reader sees one without
+                relabel.carry(config, pool.manifest, store)
+                carried = True
             folding.consider(pool.manifest, now.done)
             metrics.consider(now)
             if pool.founded:

@@ -52,7 +52,7 @@ class Truth:
         renamed = {} if taxonomy is None else taxonomy.names
         self._ids = {row["id"]: ids.get(renamed.get(row["name"], row["name"]) or "") for row in document["categories"]}
         self.fits = any(number is not None for number in self._ids.values())
-        self._keys = Keys(document)
+        self._keys = Keys(document, more=True)
         self._sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
         self._annotations: dict[int, list[Any]] = defaultdict(list)
         for annotation in document["annotations"]:

@@ -75,3 +75,10 @@ def test_keys_that_come_in_parts_are_judged_together() -> None:
         keys.check()
     with pytest.raises(ValueError, match=r"'b.png' and 'b.jpg' both match image 12"):
         keys.match(["b.jpg"])
+
+
+def test_a_run_with_more_images_is_not_matched_by_names_alone() -> None:
+    """`b/1.jpg` would get the objects of `a/1.jpg`, as the truth has no other image of that name."""
+    keys = Keys(truth_of("a/1.jpg", "c.jpg", "x/y/d.png"), more=True)
+    assert keys.match(["b/1.jpg", "in/c.jpg", "y/d.jpg"]) == {"in/c.jpg": 11, "y/d.jpg": 12}
+    assert Keys(truth_of("a/1.jpg")).match(["b/1.jpg"]) == {"b/1.jpg": 10}

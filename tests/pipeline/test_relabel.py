@@ -47,6 +47,7 @@ def work(store: Store, config: LabelConfig, *, shards: int | None = None) -> tup
     for shard in todo[:shards]:
         run = Run(id=manifest.run_id, uri=config.output.uri, config=config)
         label_shard(shard, run=run, store=store, labeler=labeler)
+    relabel.carry(config, manifest, store)
     relabel.take(config, manifest, taken, store)
     return manifest, todo
 
@@ -155,7 +156,7 @@ def test_what_people_corrected_stays_corrected(store: Store, old: str) -> None:
     corrections.write(store, old, manifest, {commit.shard_id: [by_hand]}, **said)  # type: ignore[arg-type]
     config = config_from(old, shards=["*/1.tar"])
     made, _ = work(store, config)
-    relabel.take(config, made, ShardList.of(()), store)
+    relabel.carry(config, made, store)
     (version,) = corrections.read(store, config.output.uri).versions
     assert version.by == "anna"
     assert rows(store, config.output.uri)[row.key].instances.counts == by_hand.instances.counts
@@ -251,6 +252,6 @@ def test_what_was_taken_back_stays_taken_back(store: Store, old: str, tmp_path: 
     corrections.undo(store, old, 2, by="bert")
     config = config_from(old, shards=["*/2.tar"])
     made, _ = work(store, config)
-    relabel.take(config, made, ShardList.of(()), store)
+    relabel.carry(config, made, store)
     assert [one.undoes for one in corrections.read(store, config.output.uri).versions] == [0, 0, 2]
     assert rows(store, config.output.uri)[row.key].instances.counts == row.instances.counts[:1]
