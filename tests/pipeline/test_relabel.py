@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import corrections, ledger, relabel, runs
+from pipeline.accounting import account
 from pipeline.config import LabelConfig, RelabelConfig
 from pipeline.errors import UserError
 from pipeline.labelers import build
@@ -77,6 +78,7 @@ def test_shards_that_are_not_asked_for_are_the_old_ones_and_nothing_is_copied(st
     assert verify(store, new).faults == ()
     found = runs.status(store, new)
     assert (found.done, found.taken, found.images) == (SHARDS, SHARDS - 1, len(before))
+    assert sum(images for _, images, _ in account(store, new).workers) == len(before) // SHARDS  # the rest cost nothing
 
 
 @pytest.mark.parametrize("containing", [False, True])
