@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,8 @@ SAMPLED_SHARDS = 40
 #: Shards, and workers, that are named because they are slowest.
 SLOWEST = 10
 BINS = 20
+
+_Entry = TypeVar("_Entry", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,16 +115,15 @@ def account(store: Store, run_uri: str, view: View = View(), *, price: float | N
         UserError: there is no run.
         StoreError: something of it is damaged, or the storage failed.
     """
-    labels = runs.opened(store, run_uri, view)
-    sums = _Sums()
-    sample = heapq.nsmallest(SAMPLED_SHARDS, sums.adding(labels.commits()), key=_rank)
+    labels, sums = runs.opened(store, run_uri, view), _Sums()
+    status = runs.status(store, run_uri, passing=sums.adding)
     drivers = history.read(store, run_uri)
-    classes, scores, qualities = _values(labels, sample)
+    classes, scores, qualities = _values(labels, sums.sample)
     return Account(
-        status=runs.status(store, run_uri),
+        status=status,
         view=str(view),
         config=labels.manifest.config,
-        fingerprints=dict(labels.done),
+        fingerprints=dict(sums.fingerprints),
         version=__version__,
         commits_sha256=sums.digest.hexdigest(),
         cost=_cost(sums, drivers, price),
@@ -129,8 +131,8 @@ def account(store: Store, run_uri: str, view: View = View(), *, price: float | N
         throughput=tuple(_by_minute(sums.finished)),
         workers_seen=len(sums.workers),
         workers=tuple(_slowest_workers(sums.workers)),
-        slowest=tuple(_named(labels, sums.slowest)),
-        sampled=(len(sample), labels.done.total()),
+        slowest=tuple(_named(labels, sorted(sums.slowest, reverse=True))),
+        sampled=(len(sums.sample), sums.fingerprints.total()),
         classes=classes,
         scores=scores,
         qualities=qualities,
@@ -151,10 +153,12 @@ class _Sums:
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     images: int = 0
     seconds: float = 0.0
-    stages: Counter[str] = field(default_factory=Counter)
+    fingerprints: Counter[str] = field(default_factory=Counter)
+    stages: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     finished: Counter[int] = field(default_factory=Counter)
     workers: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
     slowest: list[tuple[float, str, int, float]] = field(default_factory=list)
+    least: list[tuple[int, str, Commit]] = field(default_factory=list)
 
     def adding(self, commits: Iterable[Commit]) -> Iterator[Commit]:
         """The commits, each added as it passes."""
@@ -165,24 +169,38 @@ class _Sums:
     def add(self, commit: Commit) -> None:
         """Add one."""
         self.digest.update(digest_of(commit))
+        self.fingerprints[commit.fingerprint] += 1
+        _keep(self.least, SAMPLED_SHARDS, (-_rank(commit), commit.shard_id, commit))
         if commit.base is not None:
             return
         self.images += commit.images
         self.seconds += commit.seconds
         for step in STEPS:
-            self.stages[step] += commit.stages.get(step, 0.0)  # type: ignore[assignment]
+            self.stages[step] += commit.stages.get(step, 0.0)
         if (minute := _minute(commit.finished)) is not None:
             self.finished[minute] += commit.images
         worker = self.workers[commit.worker]
         worker[0] += commit.images
         worker[1] += commit.seconds
         entry = (commit.seconds / max(1, commit.images), commit.shard_id, commit.images, commit.seconds)
-        if len(self.slowest) < SLOWEST or entry > self.slowest[-1]:
-            self.slowest = heapq.nlargest(SLOWEST, [*self.slowest, entry])
+        _keep(self.slowest, SLOWEST, entry)
+
+    @property
+    def sample(self) -> list[Commit]:
+        """Commits whose shards' labels are to be read, as good as chosen at random, and always the same."""
+        return [commit for _, _, commit in sorted(self.least, reverse=True)]
 
 
-def _rank(commit: Commit) -> str:
-    return hashlib.sha256(commit.shard_id.encode()).hexdigest()
+def _keep(heap: list[_Entry], size: int, entry: _Entry) -> None:
+    """Keep the `size` greatest."""
+    if len(heap) < size:
+        heapq.heappush(heap, entry)
+    else:
+        heapq.heappushpop(heap, entry)
+
+
+def _rank(commit: Commit) -> int:
+    return int.from_bytes(hashlib.sha256(commit.shard_id.encode()).digest()[:8], "big")
 
 
 def _minute(finished: str) -> int | None:

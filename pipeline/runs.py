@@ -7,7 +7,7 @@ gives what the model found; `opened` gives what counts: with the corrections of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -52,8 +52,15 @@ class Status:
     failures: tuple[Failure, ...]
 
 
-def status(store: Store, run_uri: str) -> Status:
+def status(
+    store: Store, run_uri: str, *, passing: Callable[[Iterable[Commit]], Iterable[Commit]] = lambda commits: commits
+) -> Status:
     """How far a run is, from its ledger alone.
+
+    Args:
+        store: where it is.
+        run_uri: the run.
+        passing: what the commits pass through on the way, for whoever wants to know more of them.
 
     Raises:
         UserError: there is no run, or another version of this package made it.
@@ -61,7 +68,7 @@ def status(store: Store, run_uri: str) -> Status:
     """
     manifest = ledger.read_manifest(store, run_uri)
     listed = ledger.listing(store, run_uri)
-    totals = ledger.totals(read_commits(store, run_uri, manifest, listed=listed))
+    totals = ledger.totals(passing(read_commits(store, run_uri, manifest, listed=listed)))
     pending = ledger.pending(manifest, listed.ids)
     failures = ledger.failures(store, run_uri)
     not_done = pending.known([failure.shard_id for failure in failures])
