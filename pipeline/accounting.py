@@ -230,7 +230,7 @@ def _slowest_workers(workers: Mapping[str, Sequence[float]]) -> Iterator[tuple[s
 
 def _named(labels: Labels, slowest: Sequence[tuple[float, str, int, float]]) -> Iterator[tuple[str, int, float]]:
     for _, shard_id, images, seconds in slowest:
-        yield redact(labels.shard_of(shard_id).uri), images, seconds
+        yield redact(labels.shard(shard_id).uri), images, seconds
 
 
 def _values(labels: Labels, sample: Sequence[Commit]) -> tuple[dict[str, int], Histogram | None, dict[str, Histogram]]:

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 
 from pipeline import churn, images, ledger, originals
 from pipeline.churn import ClassChurn, Difference
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, RelabelConfig
 from pipeline.errors import ImageError, RunError, UserError
 from pipeline.founding import changes, located
 from pipeline.records import Category, Commit, ImageLabels
@@ -88,7 +88,7 @@ def sample(labels: Labels, count: int, out: str) -> dict[str, Sampled]:
     found: dict[str, Sampled] = {}
     for commit, rows in chosen:
         wanted = {row.key: row for row in rows if row.key in kept}
-        for record in originals.read(labels, commit, wanted):
+        for record in originals.read(labels, labels.shard(commit.shard_id), wanted):
             if record.error is None:
                 name = _name(commit.shard_id, record.key)
                 _same(not begun or name in there, out)
@@ -113,7 +113,7 @@ def config_for(config: LabelConfig, out: str, store: Store) -> LabelConfig:
             config.input, uri=join(out, IMAGES), format="images", images=None, image_column=None, key_column=None
         ),
         output=replace(config.output, uri=run_uri),
-        run=replace(config.run, base=None, relabel=type(config.run.relabel)(), only=None, accept_changes=False),
+        run=replace(config.run, base=None, relabel=RelabelConfig(), only=None, accept_changes=False),
     )
     if store.exists(join(run_uri, "manifest.json")):
         differences = changes(located(here), ledger.read_manifest(store, run_uri))

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from pipeline import originals, scratch
-from pipeline.config import LabelConfig
+from pipeline.config import LabelConfig, RelabelConfig
 from pipeline.errors import UserError
 from pipeline.plan import Planned, plan
 from pipeline.records import Commit, ImageRecord
@@ -153,6 +153,6 @@ def _labelled(
     here = replace(
         config,
         output=replace(config.output, uri=str(folder / "out")),
-        run=replace(config.run, base=None, relabel=type(config.run.relabel)()),
+        run=replace(config.run, base=None, relabel=RelabelConfig()),
     )
     return worker.label(planned.shard, Run(id="estimate", uri=str(folder / "out"), config=here), strikes=0)

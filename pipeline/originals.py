@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config import InputConfig, LimitsConfig
 from pipeline.errors import ShardError, UserError
-from pipeline.records import Commit, ImageLabels, ImageRecord, Manifest
+from pipeline.records import Commit, ImageLabels, ImageRecord, Manifest, Shard
 from pipeline.runs import Labels
 from pipeline.sources import SOURCES, ReadOptions
 from pipeline.store import redact
@@ -17,19 +17,18 @@ _input: TypeAdapter[InputConfig] = TypeAdapter(InputConfig)
 _limits: TypeAdapter[LimitsConfig] = TypeAdapter(LimitsConfig)
 
 
-def read(labels: Labels, commit: Commit, keys: Collection[str] | None = None) -> Iterator[ImageRecord]:
-    """The images of a committed shard, in the order of its rows; a stream through the whole shard.
+def read(labels: Labels, shard: Shard, keys: Collection[str] | None = None) -> Iterator[ImageRecord]:
+    """The images of a shard, in the order of its rows; a stream through the whole shard.
 
     Args:
         labels: the run.
-        commit: of the shard.
+        shard: one of it.
         keys: of the images that are wanted; None: all. Those that cannot be had any more come as records with `error`.
 
     Raises:
         ShardError: the shard is gone, replaced or damaged.
         UserError: the manifest does not say how it was read.
     """
-    shard = labels.shard(commit)
     options = read_options(labels.manifest, labels.uri)
     left = None if keys is None else set(keys)
     if left is not None and not left:
@@ -44,17 +43,17 @@ def read(labels: Labels, commit: Commit, keys: Collection[str] | None = None) ->
                 return
 
 
-def rows_with_images(labels: Labels, commit: Commit) -> Iterator[tuple[ImageLabels, ImageRecord]]:
+def rows_with_images(labels: Labels, shard: Shard, commit: Commit) -> Iterator[tuple[ImageLabels, ImageRecord]]:
     """The rows of a committed shard, each with its image, which come in the same order.
 
     Raises:
         ShardError, StoreError, UserError: as `read` and `Labels.rows`.
     """
-    records = read(labels, commit)
+    records = read(labels, shard)
     for row in labels.rows(commit):
         record = next((record for record in records if record.key == row.key), None)
         if record is None:
-            raise ShardError(f"{redact(labels.shard(commit).uri)} does not name the image {row.key} any more.")
+            raise ShardError(f"{redact(shard.uri)} does not name the image {row.key} any more.")
         yield row, record
 
 

@@ -24,9 +24,8 @@ from pipeline.cli.common import (
 )
 from pipeline.cli.review import label_studio
 from pipeline.errors import UserError
-from pipeline.exports.common import quality_columns
+from pipeline.exports.common import check_new, quality_columns
 from pipeline.reports.sections import Percent
-from pipeline.review.packages import check_out
 from pipeline.store import Store, join, redact
 from pipeline.view import View
 
@@ -92,7 +91,7 @@ def audit_command(
     columns = ("score", "area", *quality_columns(labels))
     if bands is not None and bands.column not in columns:
         raise UserError(f"--slice {slices}: the run has no column {bands.column}; it has {', '.join(columns)}")
-    check_out(store, out)
+    check_new(store, out)
     plan = plans.draw(labels, per_class, seed=seed, bands=bands, scenes=images)
     if plan.masks:
         packages.write(labels, plan, out)

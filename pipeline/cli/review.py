@@ -19,6 +19,7 @@ from pipeline.cli.common import (
     run_argument,
     view_options_from,
 )
+from pipeline.exports.common import check_new
 from pipeline.review import packages
 from pipeline.store import Store, absolute, join, local_path, redact, scheme
 from pipeline.view import View
@@ -51,7 +52,7 @@ def review_command(
     For example: patchlabel review RUN --budget 200 --out review/
     """
     labels = runs.opened(Store(), run_uri, view)
-    packages.check_out(labels.store, out)
+    check_new(labels.store, out)
     found = packages.queue(labels, budget, again=again)
     if found.chosen:
         packages.write(labels, found, out, format=format, images=images)

@@ -12,7 +12,7 @@ from typing import Protocol
 from pipeline import outputs, runs, scratch
 from pipeline.errors import UserError
 from pipeline.exports import coco, cvat, fiftyone, huggingface, labelstudio, parquet, yolo
-from pipeline.exports.common import Request, Written, quality_columns
+from pipeline.exports.common import Request, Written, check_new, quality_columns
 from pipeline.store import Store
 from pipeline.view import View
 
@@ -94,7 +94,7 @@ def export(
             raise UserError(f"--{name} is not for --format {format}; it is for {others}.")
     labels = runs.opened(store, run_uri, view)
     if kind.file is None:
-        outputs.check_folder(store, out, key="--out")
+        check_new(store, out)
     else:
         outputs.check_file(store, out, key="--out", example=kind.file)
     quality = quality_columns(labels) if kind.quality else ()

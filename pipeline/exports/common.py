@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__, originals, runs
+from pipeline import __version__, originals, outputs, runs
 from pipeline.errors import StoreError, UserError
 from pipeline.exports.names import Names
-from pipeline.records import SCHEMA_VERSION, Commit, ImageLabels, ImageRecord
+from pipeline.records import SCHEMA_VERSION, Commit, ImageLabels, ImageRecord, Shard
 from pipeline.runs import Labels
 from pipeline.store import Store, join, redact
 
@@ -105,26 +105,22 @@ def items(request: Request) -> Iterator[Item]:
         ShardError, StoreError: labels cannot be read, or an image is no longer where it was.
     """
     names = Names(request.labels.manifest.config)
-    for commit in request.labels.commits():
-        shard = request.labels.shard(commit)
+    for shard, commit in request.labels.shards():
         names.begin(shard)
-        for row, image in _with_images(request, commit):
+        for row, image in _with_images(request, shard, commit):
             head = None if image is None else image.data
             name, packed = names.of(row, head), shard.format != "listing"
             yield Item(row=row, shard_id=shard.id, name=name, packed=packed, image=image)
 
 
-def _with_images(request: Request, commit: Commit) -> Iterator[tuple[ImageLabels, ImageRecord | None]]:
-    """The rows of a shard, with the images where they are asked for: those of a shard come in the order of its rows."""
+def _with_images(request: Request, shard: Shard, commit: Commit) -> Iterator[tuple[ImageLabels, ImageRecord | None]]:
+    """The rows of a shard, with the images where they are asked for."""
     if not request.images:
         yield from ((row, None) for row in request.labels.rows(commit))
         return
-    records = originals.read(request.labels, commit)
-    for row in request.labels.rows(commit):
-        record = next((one for one in records if one.key == row.key), None)
-        if record is None or (record.error is not None and row.status != "quarantined"):
-            why = "it is not there any more" if record is None else record.error
-            raise StoreError(f"{redact(row.uri)}: the image {row.key} cannot be exported: {why}.")
+    for row, record in originals.rows_with_images(request.labels, shard, commit):
+        if record.error is not None and row.status != "quarantined":
+            raise StoreError(f"{redact(row.uri)}: the image {row.key} cannot be exported: {record.error}.")
         yield row, record
 
 
@@ -153,7 +149,7 @@ def provenance(labels: Labels) -> dict[str, Any]:
         "shards": shards,
         "shards_done": done,
         "complete": done == shards,
-        "corrections": len(labels.corrections.versions),
+        "corrections": len(labels.corrections.counting),
         "min_score": labels.view.min_score,
         "thresholds": labels.view.calibration is not None,
         "taxonomy": labels.view.taxonomy is not None,
@@ -197,16 +193,26 @@ class Folder:
         self._held -= size
 
 
+def check_new(store: Store, out: str) -> None:
+    """Make sure that a folder can be written, and that nothing is there: it would pass as a part of what is written.
+
+    Raises:
+        UserError: something is there already, or nothing can be written there.
+    """
+    outputs.check_folder(store, out, key="--out")
+    if next(store.list(join(out, ""), literal=True), None) is not None:
+        raise UserError(f"--out is {redact(out)}, where something is already; name a new folder.")
+
+
 @contextmanager
 def folder(request: Request) -> Iterator[Folder]:
     """The folder to export to.
 
     Raises:
-        UserError: something is there already; what is left of an older export would pass as a part of this one.
+        UserError: as `check_new`.
     """
     store, uri = request.labels.store, join(request.out, "")
-    if next(store.list(uri, literal=True), None) is not None:
-        raise UserError(f"--out is {redact(request.out)}, where something is already; name a new folder.")
+    check_new(store, request.out)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
     try:
         yield Folder(store, uri, pool)

@@ -151,7 +151,7 @@ class _Images:
     """The images of a shard, asked for in the order of its rows."""
 
     def __init__(self, labels: Labels, commit: Commit, keys: Collection[str]) -> None:
-        self._records = originals.read(labels, commit, keys)
+        self._records = originals.read(labels, labels.shard(commit.shard_id), keys)
         self._next: ImageRecord | None = None
         self.problem: str | None = None
 

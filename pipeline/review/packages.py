@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import outputs
 from pipeline.errors import UserError
 from pipeline.exports import cvat, labelstudio
 from pipeline.exports.common import Folder, Item, Request, Tally, folder, provenance, quality_columns
@@ -17,7 +16,7 @@ from pipeline.exports.parts import TextParts
 from pipeline.review.choosing import RULE, Candidate, Chooser
 from pipeline.review.locating import file_name
 from pipeline.runs import Labels
-from pipeline.store import Store, join, redact
+from pipeline.store import redact
 
 FORMATS = ("labelstudio", "cvat")
 _TASKS, _BYTES = 1000, 64 << 20  # of a file, as in an export
@@ -67,17 +66,6 @@ def queue(labels: Labels, budget: int, *, again: bool = False) -> Queue:
         passed=chooser.passed,
         errors=chooser.errors,
     )
-
-
-def check_out(store: Store, out: str) -> None:
-    """Make sure that a package can be written, before a pass over the run is made for it.
-
-    Raises:
-        UserError: something is there already, or nothing can be written there.
-    """
-    outputs.check_folder(store, out, key="--out")
-    if next(store.list(join(out, ""), literal=True), None) is not None:
-        raise UserError(f"--out is {redact(out)}, where something is already; name a new folder.")
 
 
 def write(labels: Labels, found: Queue, out: str, *, format: str, images: bool) -> None:

@@ -17,7 +17,7 @@ def test_each_row_gets_its_own_image(store: Store, tmp_path: Path) -> None:
     """A mask that is drawn over another image, or handed over with it, is worse than none."""
     make_run(store, str(tmp_path / "run"), tmp_path / "inputs")
     labels = runs.opened(store, str(tmp_path / "run"))
-    pairs = [pair for commit in labels.commits() for pair in originals.rows_with_images(labels, commit)]
+    pairs = [pair for shard, commit in labels.shards() for pair in originals.rows_with_images(labels, shard, commit)]
     assert [row.key for row, _ in pairs] == [row.key for row in labels.all_rows()]
     for row, record in pairs:
         if row.status != "quarantined":
@@ -33,9 +33,9 @@ def test_only_the_wanted_ones(store: Store, tmp_path: Path) -> None:
         (folder / f"{number}.png").write_bytes(draw(number))
     label(store, str(folder), str(tmp_path / "run"))
     labels = runs.opened(store, str(tmp_path / "run"))
-    (commit,) = labels.commits()
-    assert [record.key for record in originals.read(labels, commit, ["6.png", "2.png"])] == ["2.png", "6.png"]
-    assert list(originals.read(labels, commit, [])) == []
+    ((shard, _),) = labels.shards()
+    assert [record.key for record in originals.read(labels, shard, ["6.png", "2.png"])] == ["2.png", "6.png"]
+    assert list(originals.read(labels, shard, [])) == []
 
 
 def test_a_shard_that_was_replaced_is_refused(store: Store, tmp_path: Path) -> None:
@@ -44,6 +44,6 @@ def test_a_shard_that_was_replaced_is_refused(store: Store, tmp_path: Path) -> N
     make_inputs(tmp_path / "other", 2)
     (tmp_path / "other/1.tar").replace(tmp_path / "inputs/0.tar")
     labels = runs.opened(store, str(tmp_path / "run"))
-    (commit,) = labels.commits()
+    ((shard, _),) = labels.shards()
     with pytest.raises(ShardError):
-        list(originals.read(labels, commit))
+        list(originals.read(labels, shard))
