@@ -23,7 +23,7 @@ from pipeline.records import Commit
 from pipeline.runs import Labels, Status
 from pipeline.stages import STEPS
 from pipeline.store import Store, redact
-from pipeline.view import View
+from pipeline.view import PLAIN, View
 
 #: Shards whose labels are read for classes, scores and qualities: those whose ids' hashes are least.
 SAMPLED_SHARDS = 40
@@ -102,7 +102,7 @@ class Account:
         return asdict(self)
 
 
-def account(store: Store, run_uri: str, view: View = View(), *, price: float | None = None) -> Account:  # noqa: B008
+def account(store: Store, run_uri: str, view: View = PLAIN, *, price: float | None = None) -> Account:
     """Read what there is to say of a run, while it goes on or afterwards.
 
     Args:

@@ -17,7 +17,7 @@ from pipeline.errors import NotFoundError, StoreError
 from pipeline.records import Category, Commit, Failure, ImageLabels, Manifest, Shard
 from pipeline.shard_list import ShardList
 from pipeline.store import Store, redact
-from pipeline.view import View
+from pipeline.view import PLAIN, View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +173,7 @@ class Labels:
             yield from self.rows(commit)
 
 
-def opened(store: Store, run_uri: str, view: View = View()) -> Labels:  # noqa: B008 frozen
+def opened(store: Store, run_uri: str, view: View = PLAIN) -> Labels:
     """The labels of a run, to be read.
 
     Raises:

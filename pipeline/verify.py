@@ -85,19 +85,22 @@ def verify(store: Store, run_uri: str, *, threads: int = 4, progress: Progress =
         AccessError, UnreachableError: the storage does not let us look.
     """
     manifest = ledger.read_manifest(store, run_uri)
-    check = partial(_check_shard, store, run_uri, manifest, corrections.read(store, run_uri))
-    return _report(store, run_uri, manifest, lambda done: ahead(check, done, threads=threads), progress)
+    corrected = corrections.read(store, run_uri)
+    check = partial(_check_shard, store, run_uri, manifest, corrected)
+    return _report(store, run_uri, manifest, corrected, lambda done: ahead(check, done, threads=threads), progress)
 
 
 def verify_ledger(store: Store, run_uri: str, *, progress: Progress = lambda done, shards: None) -> Report:
     """The part of `verify` that reads the ledger alone: whether its shards and its commits add up."""
-    return _report(store, run_uri, ledger.read_manifest(store, run_uri), partial(map, _check_commit), progress)
+    manifest, corrected = ledger.read_manifest(store, run_uri), corrections.read(store, run_uri)
+    return _report(store, run_uri, manifest, corrected, partial(map, _check_commit), progress)
 
 
 def _report(
     store: Store,
     run_uri: str,
     manifest: Manifest,
+    corrected: Corrections,
     checks: Callable[[Iterable[_Read]], Iterator[_Checked]],
     progress: Progress,
 ) -> Report:
@@ -106,7 +109,7 @@ def _report(
     faults = list(_manifest_faults(manifest))
     strangers = ledger.strangers(manifest, listed)
     faults += [Fault(shard="", key=None, what=f"commit {one} is of no shard of the run") for one in strangers]
-    faults += _correction_faults(store, run_uri, manifest)
+    faults += _correction_faults(corrected, manifest)
     pending = ledger.pending(manifest, listed.ids)
     if pending:
         faults.append(Fault(shard="", key=None, what=f"{len(pending)} of {len(manifest.shards)} shards are not done"))
@@ -129,9 +132,9 @@ def _report(
     )
 
 
-def _correction_faults(store: Store, run_uri: str, manifest: Manifest) -> Iterator[Fault]:
+def _correction_faults(corrected: Corrections, manifest: Manifest) -> Iterator[Fault]:
     """Corrections that lie over nothing."""
-    for version in corrections.read(store, run_uri).versions:
+    for version in corrected.versions:
         known = ShardList.of(manifest.shards).known(version.outputs)
         for shard_id in sorted(set(version.outputs) - known):
             what = f"corrections {version.number} are of {shard_id}, which is no shard of the run"

@@ -82,3 +82,7 @@ class View:
             if self.calibration is not None:
                 instances = instances.where(self.calibration.keeps(instances))
         return instances if self.taxonomy is None else self.taxonomy.instances(instances, categories)
+
+
+#: Labels as they are.
+PLAIN = View()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,11 +100,14 @@ def certify(plan: Plan, answers: Answers, *, target: float) -> Certificate:
     names = {one.id: one.name for one in plan.categories}
     bands = () if plan.slices is None else plan.slices.names
 
-    def finding(name: str, belongs: Callable[[Group | Drawn], bool]) -> Finding:
+    def finding(name: str, *, category_id: int | None = None, band: int | None = None) -> Finding:
+        def belongs(one: Group | Drawn) -> bool:
+            return category_id in (None, one.category_id) and band in (None, one.band)
+
         groups = [one for one in plan.strata if belongs(one)]
         return _finding(name, groups, [one for one in plan.masks if belongs(one)], answers, target)
 
-    overall = finding("all masks", lambda _: True)
+    overall = finding("all masks")
     ids = sorted({one.category_id for one in plan.strata})
     used = sorted({one.band for one in plan.strata})
     return Certificate(
@@ -115,8 +118,8 @@ def certify(plan: Plan, answers: Answers, *, target: float) -> Certificate:
         target=target,
         overall=overall,
         recall=_recall(plan, answers, overall) if plan.scenes else None,
-        classes=tuple(finding(names[id_], lambda one, id_=id_: one.category_id == id_) for id_ in ids),  # type: ignore[misc]
-        slices=tuple(finding(bands[band], lambda one, band=band: one.band == band) for band in used if bands),  # type: ignore[misc]
+        classes=tuple(finding(names[id_], category_id=id_) for id_ in ids),
+        slices=tuple(finding(bands[band], band=band) for band in used if bands),
     )
 
 

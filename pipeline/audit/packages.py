@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -17,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline import images, masks, originals, polygons
+from pipeline import images, masks, originals, polygons, scratch
 from pipeline.audit import judging
 from pipeline.audit.plans import FILE, Plan, document
 from pipeline.audit.sampling import Drawn, Scene
@@ -25,7 +23,6 @@ from pipeline.audit.verdicts import COLUMNS, MISSED, VERDICTS
 from pipeline.errors import ImageError
 from pipeline.exports import labelstudio
 from pipeline.exports.common import Item, Request, Tally, folder
-from pipeline.exports.parts import TextParts
 from pipeline.records import ImageLabels, Pixels
 from pipeline.review.locating import file_name
 from pipeline.runs import Labels
@@ -39,7 +36,6 @@ _MOST_PIXELS = 1 << 40
 _LINE, _OTHER, _WHITE = (255, 60, 60), (70, 220, 255), (255, 255, 255)
 #: From which IoU on a mask is named beside another one, of which it may be a duplicate.
 _OVERLAP = 0.3
-_TASKS, _BYTES = 1000, 64 << 20
 
 
 def write(labels: Labels, plan: Plan, out: str) -> None:
@@ -64,7 +60,7 @@ def write(labels: Labels, plan: Plan, out: str) -> None:
     names = {one.id: one.name for one in plan.categories}
     found: dict[int, dict[str, str]] = {}
     asked: dict[str, dict[str, str]] = {}
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
+    with scratch.folder() as local, folder(request) as files:
         for item in Tally().sized(request):
             of_image = by_image[item.shard_id, item.row.key]
             image = item.image
@@ -81,14 +77,12 @@ def write(labels: Labels, plan: Plan, out: str) -> None:
             for rank, one in of_image:
                 found[rank] = _answer(item.row, one, names[one.category_id], rank)
                 task = _task(item, one, names[one.category_id], request, rank)
-                (Path(scratch) / f"{rank}.json").write_text(json.dumps(task, allow_nan=False))
+                (local / f"{rank}.json").write_text(json.dumps(task, allow_nan=False))
                 if pixels is not None:
                     files.put(f"pictures/{_picture(rank, one)}", picture(pixels, item.row, one.index))
-        with TextParts(
-            files, Path(scratch), "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
-        ) as parts:
+        with labelstudio.task_files(files, local) as parts:
             for rank in range(1, len(plan.masks) + 1):
-                parts.write((Path(scratch) / f"{rank}.json").read_text())
+                parts.write((local / f"{rank}.json").read_text())
         files.put("label_config.xml", _config(labels).encode())
         rows = [found[rank] for rank in sorted(found)] + [asked[one.name] for one in plan.scenes]
         files.put("answers.csv", _table(rows).encode())
@@ -188,9 +182,8 @@ def _config(labels: Labels) -> str:
         '  <Choices name="verdict" toName="image" choice="single" required="true" showInline="true">\n'
         f"{choices}  </Choices>\n"
     )
-    config = labelstudio.label_config(labels.categories, as_polygons=False)
     header = '  <Header name="header" value="$question" size="4"/>\n'
-    return config.replace("<View>\n", f"<View>\n{header}{asked}", 1)
+    return labelstudio.label_config(labels.categories, as_polygons=False, above=header + asked)
 
 
 def _answer(row: ImageLabels, one: Drawn, label: str, rank: int) -> dict[str, str]:

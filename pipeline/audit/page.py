@@ -69,8 +69,8 @@ def _verdict(certificate: Certificate) -> str:
 
 def _sections(certificate: Certificate) -> Iterator[Section]:
     yield _precision("By class", certificate.classes, certificate, plot=True)
-    if certificate.slices:
-        yield _precision(f"By {certificate.plan.slices.column}", certificate.slices, certificate)  # type: ignore[union-attr]
+    if certificate.plan.slices is not None and certificate.slices:
+        yield _precision(f"By {certificate.plan.slices.column}", certificate.slices, certificate)
     yield _faults(certificate)
     yield _outlines(certificate)
     if certificate.recall is not None:

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.common import DONE, counted, json_option, print_json, print_lines, view_options
 from pipeline.runs import Status, count, opened, status
 from pipeline.store import Store, redact
-from pipeline.view import View
+from pipeline.view import PLAIN, View
 
 
 @click.command("status")
@@ -23,7 +23,7 @@ def status_command(run_uri: str, view: View, as_json: bool) -> int:
     """
     store = Store()
     found = status(store, run_uri)
-    kept = None if view == View() else count(opened(store, run_uri, view))
+    kept = None if view == PLAIN else count(opened(store, run_uri, view))
     if as_json:
         print_json(asdict(found) | ({} if kept is None else {"view": asdict(kept)}))
         return DONE

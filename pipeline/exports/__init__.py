@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.exports import coco, cvat, fiftyone, huggingface, labelstudio, parquet, yolo
 from pipeline.exports.common import Request, Written, check_new, quality_columns
 from pipeline.store import Store
-from pipeline.view import View
+from pipeline.view import PLAIN, View
 
 __all__ = ["EXPORTS", "Export", "Format", "Request", "Written", "export"]
 
@@ -65,7 +65,7 @@ def export(
     *,
     format: str,
     out: str,
-    view: View = View(),  # noqa: B008 frozen
+    view: View = PLAIN,
     images: bool = False,
     polygons: bool = False,
 ) -> Written:

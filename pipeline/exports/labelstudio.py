@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -14,7 +15,7 @@ from numba import njit
 
 from pipeline import polygons, scratch
 from pipeline.exports import bitmaps
-from pipeline.exports.common import Item, Request, Tally, Written, attributes, folder, for_xml
+from pipeline.exports.common import Folder, Item, Request, Tally, Written, attributes, folder, for_xml
 from pipeline.exports.parts import TextParts
 from pipeline.records import Category
 from pipeline.store import join, scheme
@@ -38,9 +39,7 @@ def write(request: Request, /) -> Written:
     """
     tally = Tally()
     with folder(request) as files, scratch.folder() as local:
-        with TextParts(
-            files, local, "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
-        ) as parts:
+        with task_files(files, local) as parts:
             for item in tally.sized(request):
                 parts.write(json.dumps(task(item, request), allow_nan=False))
                 if item.image is not None:
@@ -49,12 +48,19 @@ def write(request: Request, /) -> Written:
         return tally.written(request, files.bytes)
 
 
-def label_config(categories: tuple[Category, ...], as_polygons: bool) -> str:
-    """The labeling configuration."""
+def task_files(files: Folder, local: Path) -> TextParts:
+    """What takes tasks as JSON and makes `tasks-*.json` of them, by way of a local folder."""
+    return TextParts(
+        files, local, "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
+    )
+
+
+def label_config(categories: tuple[Category, ...], as_polygons: bool, *, above: str = "") -> str:
+    """The labeling configuration; `above`: lines of XML above the image, which may name fields of a task."""
     kind = "PolygonLabels" if as_polygons else "BrushLabels"
     labels = "".join(f"    <Label value={quoteattr(for_xml(category.name))}/>\n" for category in categories)
     return (
-        '<View>\n  <Image name="image" value="$image" zoom="true" zoomControl="true"/>\n'
+        f'<View>\n{above}  <Image name="image" value="$image" zoom="true" zoomControl="true"/>\n'
         f'  <{kind} name="label" toName="image">\n{labels}  </{kind}>\n</View>\n'
     )
 

@@ -9,20 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import scratch
+from pipeline import scratch, sinks
 from pipeline.exports.common import Item, Request, Tally, Written, folder, provenance
 from pipeline.exports.parts import TableParts
 
+#: As in a shard of the run, but for the instances, which are counted: each is a row of its own table.
 IMAGES = pa.schema(
     [
-        ("image_id", pa.int64()),
-        ("key", pa.string()),
-        ("shard_id", pa.string()),
-        ("uri", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("status", pa.string()),
-        ("error", pa.string()),
+        *(column for column in sinks.schema() if column.name != "instances"),
         ("corrected", pa.int32()),
         ("instances", pa.int32()),
     ]

@@ -20,7 +20,7 @@ from pipeline.gallery.writing import Files, Tables, page
 from pipeline.records import Commit, ImageLabels, ImageRecord
 from pipeline.runs import Labels
 from pipeline.store import redact
-from pipeline.view import View
+from pipeline.view import PLAIN, View
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def _card(find: _Find, *, files: Files, longest: int, limits: LimitsConfig, trut
 
 def _judges(view: View) -> bool:
     """Whether a view leaves masks out for their scores."""
-    return replace(view, taxonomy=None) != View()
+    return replace(view, taxonomy=None) != PLAIN
 
 
 def _limits(labels: Labels) -> LimitsConfig:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import scratch
 from pipeline.errors import UserError
 from pipeline.exports import cvat, labelstudio
 from pipeline.exports.common import Folder, Item, Request, Tally, folder, provenance, quality_columns
@@ -19,7 +19,6 @@ from pipeline.runs import Labels
 from pipeline.store import redact
 
 FORMATS = ("labelstudio", "cvat")
-_TASKS, _BYTES = 1000, 64 << 20  # of a file, as in an export
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +84,9 @@ def write(labels: Labels, found: Queue, out: str, *, format: str, images: bool) 
     request = Request(labels=chosen, out=out, images=images, quality=quality_columns(labels))
     names = {one.id: one.name for one in labels.categories}
     reasons = {rank: _why(one, names) for rank, one in enumerate(found.chosen, start=1)}
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as scratch, folder(request) as files:
+    with scratch.folder() as local, folder(request) as files:
         write_one = {"labelstudio": _labelstudio, "cvat": _cvat}[format]
-        write_one(request, files, Path(scratch), lambda item: ranks[item.shard_id, item.row.key], reasons)
+        write_one(request, files, local, lambda item: ranks[item.shard_id, item.row.key], reasons)
         document = json.dumps(_document(labels, found, names), indent=1, allow_nan=False)
         files.put_last("queue.json", document.encode() + b"\n")
 
@@ -95,28 +94,27 @@ def write(labels: Labels, found: Queue, out: str, *, format: str, images: bool) 
 _Rank = Callable[[Item], int]
 
 
-def _labelstudio(request: Request, files: Folder, scratch: Path, rank: _Rank, reasons: Mapping[int, str]) -> None:
+def _labelstudio(request: Request, files: Folder, local: Path, rank: _Rank, reasons: Mapping[int, str]) -> None:
     """`tasks-*.json`, worst first, and `label_config.xml`."""
     for item in _items(request, files, rank):
         task = labelstudio.task(item, request)
         task["data"] |= {"rank": rank(item), "why": reasons[rank(item)]}
-        (scratch / f"{rank(item)}.json").write_text(json.dumps(task, allow_nan=False))
-    with TextParts(
-        files, scratch, "tasks-{}.json", head="[\n", tail="\n]\n", between=",\n", entries=_TASKS, size=_BYTES
-    ) as parts:
+        (local / f"{rank(item)}.json").write_text(json.dumps(task, allow_nan=False))
+    with labelstudio.task_files(files, local) as parts:
         for number in sorted(reasons):
-            path = scratch / f"{number}.json"
+            path = local / f"{number}.json"
             parts.write(path.read_text())
             path.unlink()
-    config = labelstudio.label_config(request.labels.categories, as_polygons=False)
-    files.put("label_config.xml", with_header(config, "$why").encode())
+    why = '  <Header name="header" value="$why" size="5"/>\n'
+    config = labelstudio.label_config(request.labels.categories, as_polygons=False, above=why)
+    files.put("label_config.xml", config.encode())
 
 
-def _cvat(request: Request, files: Folder, scratch: Path, rank: _Rank, reasons: Mapping[int, str]) -> None:
+def _cvat(request: Request, files: Folder, local: Path, rank: _Rank, reasons: Mapping[int, str]) -> None:
     """`annotations-*.xml` and `labels.json`; CVAT sorts images by their names, which begin with the rank."""
     labels = cvat.raw_labels(request)
     head, groups = cvat.xml_head(request, labels), 0
-    with TextParts(files, scratch, "annotations-{}.xml", head=head, tail="</annotations>\n", entries=10_000) as parts:
+    with TextParts(files, local, "annotations-{}.xml", head=head, tail="</annotations>\n", entries=10_000) as parts:
         for number, item in enumerate(_items(request, files, rank)):
             parts.write("".join(cvat.xml_image(item, number, request, groups)))
             groups += len(item.row.instances)
@@ -130,11 +128,6 @@ def _items(request: Request, files: Folder, rank: _Rank) -> Iterator[Item]:
         if item.image is not None:
             files.put(f"images/{item.name}", item.image.data)
         yield item
-
-
-def with_header(config: str, text: str) -> str:
-    """A labeling configuration with a line above the image; `text` may name a field of the task."""
-    return config.replace("<View>\n", f'<View>\n  <Header name="header" value="{text}" size="5"/>\n', 1)
 
 
 def _why(one: Candidate, names: Mapping[int, str]) -> str:

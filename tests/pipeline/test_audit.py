@@ -18,6 +18,7 @@ from pipeline import cli, corrections, ledger, masks, runs
 from pipeline.audit import certificates, page, plans, sampling, verdicts
 from pipeline.audit.verdicts import Answers, Verdict
 from pipeline.exports import bitmaps, labelstudio
+from pipeline.records import ImageLabels
 from pipeline.store import Store
 from tests.pipeline.test_gallery_browser import CHROMIUM, Browser
 from tests.small_runs import commit_of, make_run, rewrite
@@ -110,9 +111,10 @@ def test_another_state_of_the_run_is_refused(
     assert cli.main(["audit", run, "--answers", file, "--out", str(out)]) == 2
     assert "was corrected since the sample was drawn (0 versions then, 1 now)" in capsys.readouterr().err
     rewrite(store, run, manifest, lambda one: one, formats=["parquet"])
-    faint = lambda one: replace(  # noqa: E731
-        one, instances=replace(one.instances, scores=one.instances.scores * np.float32(0.9))
-    )
+
+    def faint(one: ImageLabels) -> ImageLabels:
+        return replace(one, instances=replace(one.instances, scores=one.instances.scores * np.float32(0.9)))
+
     rewrite(store, run, manifest, faint)
     assert cli.main(["audit", run, "--answers", file, "--out", str(out)]) == 2
     assert "has other commits than when the sample was drawn" in capsys.readouterr().err
