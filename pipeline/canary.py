@@ -79,15 +79,16 @@ def sample(labels: Labels, count: int, out: str) -> dict[str, Sampled]:
     shards = heapq.nsmallest(MOST_SHARDS, labels.commits(), key=lambda commit: _hash(commit.shard_id))
     each = math.ceil(count / max(1, len(shards)))
     chosen = [(commit, _rows(labels, commit, each)) for commit in shards]
-    kept = {row.key for row in heapq.nsmallest(count, (row for _, rows in chosen for row in rows), key=_rank)}
-    names = {_name(commit.shard_id, row.key) for commit, rows in chosen for row in rows if row.key in kept}
+    ranked = ((_rank(row), commit.shard_id, row.key) for commit, rows in chosen for row in rows)
+    kept = {(shard_id, key) for _, shard_id, key in heapq.nsmallest(count, ranked)}
+    names = {_name(shard_id, key) for shard_id, key in kept}
     there = set[str]()
     for info in labels.store.list(join(out, IMAGES, ""), literal=True):
         there.add(file_name(info.uri))
         _same(there <= names, out)
     found: dict[str, Sampled] = {}
     for commit, rows in chosen:
-        wanted = {row.key: row for row in rows if row.key in kept}
+        wanted = {row.key: row for row in rows if (commit.shard_id, row.key) in kept}
         for record in originals.read(labels, labels.shard(commit.shard_id), wanted):
             if record.error is None:
                 name = _name(commit.shard_id, record.key)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from scipy.special import betaincinv
+
 #: Of a two-sided interval; a decision is one-sided, at the same level.
 CONFIDENCE = 0.95
 
 Decision: TypeAlias = Literal["accepted", "rejected", "not decided"]
 
 _Z = 1.959963984540054  # of 95 %, two-sided
-_TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +99,12 @@ def at_least(right: float, of: float, confidence: float = CONFIDENCE) -> float:
     >>> round(at_least(59, 59), 4)  # the known rule: 59 without a fault for 95 %
     0.9505
     """
-    return 0.0 if right <= 0 else beta_quantile(1 - confidence, right, of - right + 1)
+    return 0.0 if right <= 0 else float(betaincinv(right, of - right + 1, 1 - confidence))
 
 
 def at_most(right: float, of: float, confidence: float = CONFIDENCE) -> float:
     """The upper bound of a share, one-sided."""
-    return 1.0 if right >= of else beta_quantile(confidence, right + 1, of - right)
+    return 1.0 if right >= of else float(betaincinv(right + 1, of - right, confidence))
 
 
 def decide(found: Share, size: int, target: float) -> tuple[Decision, int | None]:
@@ -178,48 +179,3 @@ def ratio(pairs: Sequence[tuple[int, int]]) -> Mean:
     squares = sum((one - value * other) ** 2 for one, other in pairs)
     half = _Z * math.sqrt(squares * number / (number - 1)) / total
     return Mean(value=value, low=max(0.0, value - half), high=value + half, number=number)
-
-
-def beta_quantile(share: float, a: float, b: float) -> float:
-    """Where the beta distribution has this share below, by bisection; a, b > 0."""
-    low, high = 0.0, 1.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (low, middle) if beta_below(middle, a, b) >= share else (middle, high)
-    return (low + high) / 2
-
-
-def beta_below(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b): the share of the distribution below x.
-
-    >>> round(beta_below(0.3, 2, 3), 4)
-    0.3483
-    """
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
-        return 1 - beta_below(1 - x, b, a)
-    log = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    return math.exp(log) * _fraction(x, a, b) / a
-
-
-def _fraction(x: float, a: float, b: float) -> float:
-    """The continued fraction of I_x(a, b), by Lentz's method."""
-    c, d = 1.0, 1 / _away(1 - (a + b) * x / (a + 1))
-    found = d
-    for m in range(1, 10_000):
-        for top in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1 / _away(1 + top * d)
-            c = _away(1 + top / c)
-            found *= c * d
-        if abs(c * d - 1) < 1e-14:
-            break
-    return found
-
-
-def _away(value: float) -> float:
-    """A divisor that is not 0."""
-    return value if abs(value) > _TINY else _TINY

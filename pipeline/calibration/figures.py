@@ -10,6 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from pipeline.calibration.additive import Floats
 
@@ -58,9 +59,9 @@ def spearman(first: Floats, second: Floats) -> float | None:
     >>> spearman(np.array([1.0, 2.0, 3.0, 9.0]), np.array([0.1, 0.3, 0.2, 0.7]))
     0.8
     """
-    a, b = (_ranks(values) - (len(values) + 1) / 2 for values in (first, second))
-    spread = np.sqrt((a @ a) * (b @ b))
-    return round(float(a @ b / spread), 12) if spread > 0 else None
+    if not len(first) or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return round(float(stats.spearmanr(first, second).statistic), 12)
 
 
 def worst_share(predicted: Floats, bad: Flags) -> float | None:
@@ -131,9 +132,3 @@ def least_probability(probability: Floats, right: Flags, *, precision: float, co
     place = int(enough[-1])
     below = values[place + 1] if place + 1 < len(values) else 0.0
     return float((values[place] + below) / 2)
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1; equal values have the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places], np.float64)

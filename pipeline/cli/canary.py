@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
-import yaml
 
 from pipeline import canary, driver, outputs, progress, runs
 from pipeline.cli.common import (
@@ -25,7 +21,7 @@ from pipeline.cli.common import (
     table_text,
     view_options_from,
 )
-from pipeline.config import LabelConfig, load
+from pipeline.config import LabelConfig, load, load_mapping
 from pipeline.errors import UserError
 from pipeline.store import Store, absolute, join, redact
 from pipeline.view import View
@@ -80,12 +76,10 @@ def _config(old: runs.Labels, path: str | None, settings: Sequence[str]) -> Labe
     """The config that is named, or that of the run, with these settings."""
     if path is not None:
         return load(LabelConfig, path, settings)
-    with tempfile.TemporaryDirectory(prefix="patchlabel-") as folder:
-        file = Path(folder) / "config of the run"
-        given = {key: value for key, value in old.manifest.config.items() if key != "run"}
-        file.write_text(yaml.safe_dump(json.loads(json.dumps(given))))
-        try:
-            return load(LabelConfig, str(file), settings)
-        except UserError as error:
-            said = str(error).replace(str(file), f"the config of {redact(old.uri)}")
-            raise UserError(f"{said}; give one with --config" if said != str(error) else said) from error
+    given = {key: value for key, value in old.manifest.config.items() if key != "run"}
+    shown = f"the config of {redact(old.uri)}"
+    try:
+        return load_mapping(LabelConfig, given, shown, settings)
+    except UserError as error:
+        said = str(error)
+        raise UserError(f"{said}; give one with --config" if said.startswith(shown) else said) from error

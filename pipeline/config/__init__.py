@@ -13,7 +13,7 @@ from pipeline.config.label import (
     RunConfig,
     TtaConfig,
 )
-from pipeline.config.loading import fingerprint, load
+from pipeline.config.loading import fingerprint, load, load_mapping
 from pipeline.config.train import (
     DataConfig,
     DatasetConfig,
@@ -49,4 +49,5 @@ __all__ = [
     "WorkersRange",
     "fingerprint",
     "load",
+    "load_mapping",
 ]

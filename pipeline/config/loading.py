@@ -5,13 +5,14 @@ The dataclasses are the documentation of the keys: a dotted name such as `labele
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 from urllib.parse import parse_qsl
@@ -77,6 +78,16 @@ def load(kind: type[Config], path: str, settings: Sequence[str] = ()) -> Config:
         raise UserError(f"{shown} is no valid YAML: {_reason(error)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{shown} holds no mapping of keys; see configs/ for examples")
+    return load_mapping(kind, raw, shown, settings)
+
+
+def load_mapping(kind: type[Config], given: Mapping[str, object], shown: str, settings: Sequence[str] = ()) -> Config:
+    """As `load`, of what was read already; `shown` is how sentences name it.
+
+    Raises:
+        UserError: an unknown key, a wrong type or value, a secret.
+    """
+    raw: dict[str, Any] = copy.deepcopy(dict(given))
     for setting in settings:
         _apply(raw, setting)
     for key, text in _texts(raw):

@@ -48,10 +48,12 @@ def test_bounds_are_those_of_clopper_and_pearson(of: int, share: float, confiden
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@given(x=st.floats(0, 1), a=st.floats(0.01, 1e6), b=st.floats(0.01, 1e6))
-def test_the_beta_function_is_that_of_scipy(x: float, a: float, b: float) -> None:
+@given(right=st.floats(1, 1e6), wrong=st.floats(1, 1e6))
+def test_bounds_of_effective_sizes_leave_out_what_they_should(right: float, wrong: float) -> None:
     """Effective sample sizes are no whole numbers, and may be large."""
-    assert bounds.beta_below(x, a, b) == pytest.approx(stats.beta.cdf(x, a, b), abs=1e-8)
+    low, high = bounds.interval(right, right + wrong)
+    assert stats.beta.cdf(low, right, wrong + 1) == pytest.approx(0.025, abs=1e-8)
+    assert stats.beta.sf(high, right + 1, wrong) == pytest.approx(0.025, abs=1e-8)
 
 
 @pytest.mark.parametrize(
